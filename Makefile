@@ -1,0 +1,51 @@
+# make run    set up, then train support_templates at its quickest honest size
+# make test   set up, then the default tests; make test-all adds the slow ones
+# make lint   formatting, lint, types, import directions
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Exact pins and no resolver: the same files on every machine, and nothing to walk back from.
+INSTALL = $(BIN)/pip install --no-deps --disable-pip-version-check
+OR_SHOW = >>$(VENV)/setup.log 2>&1 || (tail -n 20 $(VENV)/setup.log; exit 1)
+
+.PHONY: run test test-all lint setup setup-dev lock clean
+
+run: setup
+	@$(BIN)/heliostat train support_templates size=quick
+
+test: setup-dev
+	@$(BIN)/pytest -m "not slow and not gpu"
+
+test-all: setup-dev
+	@$(BIN)/pytest -m "not gpu"
+
+lint: setup-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/pytest -q tests/platform/test_layout.py -m "not slow"
+
+setup: $(VENV)/.done
+
+setup-dev: $(VENV)/.done-dev
+
+$(VENV)/.done: requirements.lock pyproject.toml
+	@echo "Setting up $(VENV) (a few minutes, once) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| (echo "Heliostat needs Python 3.11: make PYTHON=/path/to/python3.11 run" && exit 2)
+	@$(INSTALL) setuptools==$$(sed -n 's/^setuptools==//p' requirements.lock) wheel==$$(sed -n 's/^wheel==//p' requirements.lock) $(OR_SHOW)
+	@$(INSTALL) --no-build-isolation -r requirements.lock $(OR_SHOW)
+	@$(INSTALL) --no-build-isolation -e . $(OR_SHOW)
+	@touch $@
+
+$(VENV)/.done-dev: $(VENV)/.done requirements-dev.lock
+	@$(INSTALL) -r requirements-dev.lock $(OR_SHOW)
+	@touch $@
+
+lock: setup-dev
+	@$(BIN)/python .ci/lock.py
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache

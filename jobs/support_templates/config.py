@@ -1,0 +1,203 @@
+"""The config of support_templates: a typed section for each part of the pipeline.
+
+Defaults live here and only here; `config.yaml` is the size `laptop`, `sizes/` holds the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from heliostat.config.resources import ResourcesConfig, TrackerConfig
+from heliostat.errors import ConfigError
+from heliostat.train.config import FitConfig
+from heliostat.train.preflight import check_config
+from jobs.support_templates.contexts import ContextConfig
+from jobs.support_templates.data.sim_config import SimConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where conversations come from, and how they are divided."""
+
+    cases: str | None = None
+    """Parquet file or folder of your support cases; null: the simulator."""
+    templates: str | None = None
+    """Parquet file of your reply templates; given together with cases."""
+    simulator: SimConfig = field(default_factory=SimConfig)
+    """The simulated support chat, used when cases is null."""
+    salt: str = "support_templates"
+    """Salt of the hash that puts each case on its side; another salt is another split."""
+    test_share: float = 0.5
+    """Share of your cases that is held out for the final evaluation."""
+    validation_share: float = 0.05
+    """Share of the training cases kept for early decisions and calibration."""
+    min_label_count: int = 10
+    """Templates seen less often in training are left out of the label map, and reported."""
+    presidio: bool = False
+    """Also redact with presidio (pip install 'heliostat[presidio]')."""
+    preparation_workers: int = 0
+    """Ray workers that redact and tokenise; 0: in this process."""
+
+    def __post_init__(self) -> None:
+        if (self.cases is None) != (self.templates is None):
+            raise ConfigError(
+                f"cases is {self.cases} and templates is {self.templates}: give both or neither"
+            )
+        for name in ("test_share", "validation_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a share above 0")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The decoder that is adapted and fine-tuned."""
+
+    source: str = "config"
+    """`config`: random weights of the sizes below, pretrained in stage 0; else a folder in Hugging
+    Face layout, or the name of a model on a hub."""
+    vocab_size: int = 2048
+    """Size of the byte-level BPE trained in stage 0; unused with another source."""
+    width: int = 96
+    """Width of the residual stream; unused with another source."""
+    layers: int = 3
+    """Number of blocks; unused with another source."""
+    heads: int = 4
+    """Attention heads; unused with another source."""
+    max_positions: int = 512
+    """Longest sequence; unused with another source."""
+    family: str = field(default="gpt_neox", metadata={"choices": ("gpt_neox",)})
+    """Architecture of random weights; unused with another source."""
+
+
+@dataclass(frozen=True)
+class LanguageModelStage:
+    """Next-token training: stage 0 (general text) or stage 1 (domain-adaptive pretraining)."""
+
+    fit: FitConfig = field(default_factory=lambda: FitConfig(batch=16, micro_batch=16, steps=300))
+    """Batch (rows), length, optimiser."""
+    seq_len: int = 128
+    """Tokens of a row."""
+    isolate_documents: bool = False
+    """Attend and count positions within each document only, not across a packed row."""
+    validation_rows: int = 64
+    """Rows held out for the validation loss."""
+
+
+@dataclass(frozen=True)
+class GeneralStage:
+    """Stage 0: English from the documentation of installed packages, only for source `config`."""
+
+    training: LanguageModelStage = field(default_factory=LanguageModelStage)
+    """The training on it."""
+    max_characters: int | None = None
+    """Stop collecting text after this many characters; null: all there is."""
+
+
+@dataclass(frozen=True)
+class ClassifierStage:
+    """Stage 2: discriminative fine-tuning."""
+
+    fit: FitConfig = field(default_factory=lambda: FitConfig(batch=32, micro_batch=32, epochs=4))
+    """Batch (samples), length, optimiser."""
+    context: ContextConfig = field(default_factory=ContextConfig)
+    """How the conversation before the reply is cut and joined."""
+    pooling: str = field(default="last", metadata={"choices": ("last", "mean")})
+    """Which hidden state is classified: that of the last token, or the mean."""
+    label_budget: int | None = None
+    """Use only this many labelled messages for training; null: all."""
+
+
+@dataclass(frozen=True)
+class EncoderBaseline:
+    """The encoder of similar size that the method is compared with (BERT)."""
+
+    enabled: bool = False
+    """Train it too: with and without masked-language-model pretraining on the domain."""
+    width: int = 96
+    """Width of the residual stream."""
+    layers: int = 3
+    """Number of blocks."""
+    heads: int = 4
+    """Attention heads."""
+    masking_steps: int = 600
+    """Steps of masked-language-model pretraining."""
+    epochs: float = 10
+    """Passes over the labelled messages; the best on validation is kept."""
+
+
+@dataclass(frozen=True)
+class ClaimConfig:
+    """The experiment behind the claim."""
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """One whole repetition for each."""
+    label_budgets: list[int] = field(default_factory=lambda: [500, 2000])
+    """Labelled messages for training."""
+    short_epochs: list[float] = field(default_factory=lambda: [12, 4])
+    """Epochs of the short schedule for each budget."""
+    short_lr: float = 1e-3
+    """Peak learning rate of the short schedule."""
+    long_epochs: list[float] = field(default_factory=lambda: [25, 10])
+    """Epochs of the long schedule for each budget."""
+    long_lr: float = 2e-3
+    """Peak learning rate of the long schedule."""
+    second_width: int = 64
+    """Width of the smaller model of the scaling report."""
+    second_layers: int = 2
+    """Layers of the smaller model of the scaling report."""
+    parallel: int = 2
+    """Trainings at the same time."""
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.label_budgets), len(self.short_epochs), len(self.long_epochs)}
+        if len(lengths) != 1:
+            raise ConfigError(
+                f"label_budgets {self.label_budgets}, short_epochs {self.short_epochs} and "
+                f"long_epochs {self.long_epochs} need the same length"
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a user can say about support_templates."""
+
+    seed: int = 0
+    """Seed of initial weights, data order and sampling."""
+    out: str = "runs"
+    """Folder or URI of the runs, relative to where the command is typed."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Conversations."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The decoder."""
+    general: GeneralStage = field(default_factory=GeneralStage)
+    """Stage 0: general pretraining, when the model starts from random weights."""
+    dapt: LanguageModelStage = field(default_factory=LanguageModelStage)
+    """Stage 1: domain-adaptive pretraining."""
+    dft: ClassifierStage = field(default_factory=ClassifierStage)
+    """Stage 2: the classifier."""
+    compare: bool = True
+    """Also fine-tune without domain adaptation, to show what it is worth."""
+    encoder: EncoderBaseline = field(default_factory=EncoderBaseline)
+    """The encoder baseline."""
+    claim: ClaimConfig = field(default_factory=ClaimConfig)
+    """The experiment behind the claim."""
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """Workers and what each needs."""
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    """The experiment tracker."""
+
+    def __post_init__(self) -> None:
+        for name, stage in (
+            ("general.training.fit", self.general.training.fit),
+            ("dapt.fit", self.dapt.fit),
+            ("dft.fit", self.dft.fit),
+        ):
+            check_config(name, stage, self.resources)
+        if self.model.source == "config":
+            longest = max(self.dapt.seq_len, self.dft.context.max_tokens)
+            if longest > self.model.max_positions:
+                raise ConfigError(
+                    f"model.max_positions is {self.model.max_positions}, but dapt.seq_len is "
+                    f"{self.dapt.seq_len} and dft.context.max_tokens is "
+                    f"{self.dft.context.max_tokens}: raise it to {longest} or more"
+                )

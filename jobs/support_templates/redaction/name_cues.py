@@ -1,0 +1,70 @@
+"""Phrases after which a name is due, by how much they promise.
+
+`TOLD`: the writer says that a name follows ("my name is"), so any uncommon word is one. `GREETED`:
+a greeting or a closing ("Hi Sarah,", "Regards, Tom"). `RELATED`: a person is spoken of ("my wife
+Ana"). `INTRODUCED`: "I am", "this is", which mostly go on with anything but a name.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+
+class Cue(Enum):
+    """What a cue promises about the next word."""
+
+    TOLD = "told"
+    RELATED = "related"
+    GREETED = "greeted"
+    INTRODUCED = "introduced"
+
+
+CUE_WORDS = frozenset(
+    "name names named called call holder cardholder accountholder behalf attn registered issued "
+    "hi hello hey hiya dear morning afternoon evening regards sincerely cheers thanks thx thank "
+    "wife husband speaking".split()
+)
+"""Words that make a text worth reading for names; cues that need a capital letter are not here."""
+
+_ON_WHAT = r"(?:\s(?:on|of|for|in)\s(?:the|my|this|that|your|our)\s[a-z]+){0,2}"
+_TOLD = re.compile(
+    rf"\b(?:names?{_ON_WHAT}(?:\s?[:=]\s?|\s-\s|['’]?s\s|\s(?:is|was|are|reads|should\s(?:be|read)"
+    r"|changed\sto|changed\sfrom|as|of)\s(?:now\s|spelled\s)?)"
+    r"|(?:card|account)\s?holder['’]?s?(?:\sname)?(?:\s?[:=]\s?|\s(?:is|was)\s)"
+    r"|(?:registered|issued|belongs|belonging|addressed|made\sout)\s(?:to|under|in)\s"
+    r"|under\s(?:the\s)?name\s|call\sme\s|named\s|called\s|i\sgo\sby\s|on\sbehalf\sof\s|attn:?\s"
+    r")[\"'“‘(]?",
+    re.IGNORECASE,
+)
+_RELATED = re.compile(
+    r"\b(?:(?:my|our|his|her|their)\s(?:wife|husband|spouse|partner|fiancee?|son|daughter|mother"
+    r"|father|mom|mum|dad|brother|sister|friend|colleague|boss|landlord|roommate|flatmate|cousin"
+    r"|uncle|aunt|nephew|niece|girlfriend|boyfriend|employer|lawyer|attorney)s?,?"
+    r"|(?:speak|spoke|spoken|speaking|talk|talked|talking|chat|chatted|chatting)\s(?:to|with)"
+    r"|(?:your\s)?(?:agent|advocate|colleague|representative|advisor|adviser)|ask\sfor)\s",
+    re.IGNORECASE,
+)
+_GREETED = re.compile(
+    r"(?:(?<!\w)(?:hi|hello|hey|hiya|dear|good\s(?:morning|afternoon|evening|day)|morning|welcome"
+    r"|thanks|thx|thank\syou|cheers|bye|goodbye)(?:\s(?:there|again|so\smuch|very\smuch|a\slot))?"
+    r"(?:,?\s|,)"
+    r"|(?<!\w)(?:kind\s|best\s|warm\s)?(?:regards|wishes|sincerely|yours|truly|faithfully)[,\s]{1,3}"
+    r"|\n-{0,2}\s?)",
+    re.IGNORECASE,
+)
+_INTRODUCED = re.compile(
+    r"(?<!\w)(?:i\sam|i['’]?m|this\sis|it['’]?s|it\sis|that\sis|that['’]?s|here\sis)\s",
+    re.IGNORECASE,
+)
+_IN_ORDER = (
+    (_INTRODUCED, Cue.INTRODUCED),
+    (_GREETED, Cue.GREETED),
+    (_RELATED, Cue.RELATED),
+    (_TOLD, Cue.TOLD),
+)
+
+
+def find_cues(text: str) -> dict[int, Cue]:
+    """The place where each cue ends, and what it promises; the stronger cue wins a place."""
+    return {match.end(): cue for pattern, cue in _IN_ORDER for match in pattern.finditer(text)}

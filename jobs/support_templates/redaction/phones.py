@@ -1,0 +1,147 @@
+"""Telephone numbers.
+
+Three layers. Written the North American way, a number is taken by its shape. International numbers
+and numbers with a trunk zero are taken by shape, with `phonenumbers` deciding how many groups belong
+to them. Other groups of digits need a cue such as "call me on" or must be valid in a region that
+`phonenumbers` knows. Amounts, years, dates and order numbers are none of these.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import phonenumbers
+
+from jobs.support_templates.redaction.spans import Span
+
+NOT_PERSONAL_CUE = re.compile(
+    r"\b(?:order|transaction|txn|trx|reference|ref|invoice|ticket|case|tracking|confirmation"
+    r"|receipt|claim|request|payment|transfer|booking|parcel|serial|error|code|version|model)"
+    r"(?: (?:number|numbers|no\.?|num|id|ids|code|nr))?(?: (?:is|was))?[\s:#.=(-]*$",
+    re.IGNORECASE,
+)
+"""What stands before a number that identifies a thing and not a person."""
+
+ACCOUNT_CUE = re.compile(
+    r"\b(?:account|acct|a/c|acc|routing|aba|member|membership|customer|client|card|policy|iban|bban"
+    r"|ssn|social|security)(?: (?:number|no\.?|num|id|nr))?(?: (?:is|was))?[\s:#.=(-]*$",
+    re.IGNORECASE,
+)
+"""What stands before a number of another kind."""
+
+CUE_REACH = 40
+"""How many characters before a number are searched for a cue."""
+
+DASH = r"\-‐‑‒–—−"
+"""The hyphens, dashes and minus signs that people and phones type, for a character class."""
+
+_GAP = rf"[ .{DASH}]"
+_EXTENSION = r"(?:[ ,]{0,2}(?:x|ext\.?|extension)[ .:#]{0,2}\d{1,6})?"
+_BEFORE = rf"(?<![\w+])(?<![\d][.,])(?<![$£€{DASH}])"
+_AFTER = rf"(?![\w])(?![{DASH}]\d)"
+_NORTH_AMERICAN = re.compile(
+    rf"{_BEFORE}(?:(?:\+|00)?1{_GAP}{{0,2}})?"
+    rf"(?:\(\d{{3}}\){_GAP}{{0,2}}|\d{{3}}{_GAP})\d{{3}}{_GAP}?\d{{4}}{_EXTENSION}{_AFTER}",
+    re.IGNORECASE,
+)
+_LOCAL = re.compile(rf"{_BEFORE}\d{{3}}[{DASH}]\d{{4}}{_EXTENSION}{_AFTER}", re.IGNORECASE)
+_BARE_TEN = re.compile(
+    rf"{_BEFORE}1?[2-9]\d\d[2-9]\d{{6}}{_EXTENSION}{_AFTER}(?!\.\d)", re.IGNORECASE
+)
+_INTERNATIONAL = re.compile(
+    rf"(?<![\w.,+])(?:\+ ?|00(?=[1-9]))\d(?:[ .()/{DASH}]{{0,3}}\d){{6,14}}{_EXTENSION}(?!\d)",
+    re.IGNORECASE,
+)
+_TRUNK = re.compile(
+    rf"{_BEFORE}\(?0\d{{1,4}}\)?(?:[ ./{DASH}]{{0,2}}\d{{2,8}}){{1,4}}{_EXTENSION}{_AFTER}",
+    re.IGNORECASE,
+)
+_GROUPED = re.compile(rf"{_BEFORE}\d{{2,4}}(?:[ .{DASH}]\d{{2,4}}){{2,4}}{_AFTER}(?!\.\d)")
+_CUED = re.compile(
+    r"\b(?:phone|mobile|mob|cell|cellphone|tel|telephone|landline|fax|whatsapp|sms|call|text|ring"
+    r"|reach|contact|my (?:new |old |other )?(?:number|no|nr))\b"
+    rf"(?P<gap>[^\d\n+(]{{0,30}})(?P<number>(?!\+|00[1-9])\(?\d(?:[ ./(){DASH}]{{0,2}}\d){{6,14}}{_EXTENSION})"
+    r"(?![\w])",
+    re.IGNORECASE,
+)
+_CUE_BROKEN = re.compile(
+    r"\b(?:order|transaction|reference|ref|invoice|ticket|case|account|card|code|about|for)\b",
+    re.IGNORECASE,
+)
+_DATE_LIKE = re.compile(
+    r"\d{1,2}([./ -])\d{1,2}\1(?:\d{4}|\d{2})(?:\D|$)|(?:19|20)\d\d([./ -])\d{1,2}\2\d{1,2}(?:\D|$)"
+)
+_GROUP = re.compile(r"\d+")
+_REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "PL", "PT", "AU", "IN", "BR", "MX")
+
+
+def find_phones(text: str) -> Iterator[Span]:
+    """Spans of PHONE in a text that has at least seven digits."""
+    for match in _NORTH_AMERICAN.finditer(text):
+        yield Span(match.start(), match.end(), "PHONE")
+    for match in _CUED.finditer(text):
+        if not _CUE_BROKEN.search(match["gap"]) and not _DATE_LIKE.match(match["number"]):
+            yield Span(match.start("number"), match.end(), "PHONE")
+    for match in _INTERNATIONAL.finditer(text):
+        yield Span(match.start(), match.start() + _international_length(match.group()), "PHONE")
+    for pattern in (_LOCAL, _BARE_TEN, _TRUNK, _GROUPED):
+        for match in pattern.finditer(text):
+            if not is_other_number(text, match.start()) and _ACCEPTS[pattern](match.group()):
+                yield Span(match.start(), match.end(), "PHONE")
+
+
+def is_other_number(text: str, start: int) -> bool:
+    """Whether the words before `start` say that the number there is no telephone number."""
+    before = text[max(0, start - CUE_REACH) : start]
+    return bool(NOT_PERSONAL_CUE.search(before) or ACCOUNT_CUE.search(before))
+
+
+def _international_length(candidate: str) -> int:
+    """Characters up to the last group with which the number is valid, or all of them."""
+    digits_from = 1 if candidate.startswith("+") else 2
+    for group in reversed(list(_GROUP.finditer(candidate))):
+        number = "+" + re.sub(r"\(0\)|\D", "", candidate[digits_from : group.end()])
+        if _is_valid(number, None):
+            return group.end()
+        if re.search(r"x|ext", candidate[: group.start()], re.IGNORECASE):
+            without = re.split(r"(?i)[ ,]*(?:x|ext)", candidate)[0]
+            if _is_valid("+" + re.sub(r"\(0\)|\D", "", without[digits_from:]), None):
+                return len(candidate)
+    return len(candidate)
+
+
+def _is_trunk_number(candidate: str) -> bool:
+    """Nine to twelve digits from a leading zero, not a date and, unbroken, not a routing number."""
+    bare = re.split(r"(?i)[ ,]*(?:x|ext)", candidate)[0]
+    groups = _GROUP.findall(bare)
+    digits = sum(map(len, groups))
+    shortest = 9 if len(groups) > 1 else 10
+    return shortest <= digits <= 12 and not _DATE_LIKE.match(bare)
+
+
+def _is_grouped_number(candidate: str) -> bool:
+    """Nine to twelve digits in groups that are a valid number somewhere."""
+    digits = re.sub(r"\D", "", candidate)
+    if not 9 <= len(digits) <= 12 or _DATE_LIKE.match(candidate):
+        return False
+    return _is_valid("+" + digits, None) or any(_is_valid(digits, region) for region in _REGIONS)
+
+
+def _is_valid(number: str, region: str | None) -> bool:
+    try:
+        return phonenumbers.is_valid_number(phonenumbers.parse(number, region))
+    except phonenumbers.NumberParseException:
+        return False
+
+
+def _always(candidate: str) -> bool:
+    return True
+
+
+_ACCEPTS = {
+    _LOCAL: _always,
+    _BARE_TEN: _always,
+    _TRUNK: _is_trunk_number,
+    _GROUPED: _is_grouped_number,
+}

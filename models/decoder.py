@@ -1,0 +1,176 @@
+"""One decoder-only transformer for GPT-NeoX and Llama, with and without its output embedding.
+
+`Decoder` maps token ids to hidden states, `DecoderLM` adds the output embedding. Which of the two
+families, or what between them, is data: `DecoderConfig`. Checkpoints in Hugging Face layout are
+translated by `models.hf_layout`; losses are in `models.losses`.
+
+    config = gpt_neox_config(vocab_size=2048, width=96, layers=3, heads=4)
+    model = DecoderLM(config, torch.Generator().manual_seed(0))
+    logits_BTV = model(input_ids_BT)
+
+A model has parameters and no buffers, so weights can be loaded without drawing any first:
+
+    with torch.device("meta"):
+        model = DecoderLM(config, torch.Generator())
+    model.load_state_dict(weights, assign=True)
+
+Shapes: B batch, T tokens, d width, V vocabulary, N rows with a target.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from models.attention import AttentionInputs, CausalSelfAttention
+from models.attention_mask import additive_mask, derived_positions
+from models.decoder_config import DecoderConfig
+from models.feed_forward import FEED_FORWARDS
+from models.initialise import embedding, initialise, linear
+from models.linear_cross_entropy import linear_cross_entropy_sum
+from models.losses import IGNORED
+from models.rotary import rotary_tables
+
+
+class Decoder(nn.Module):
+    """Token embedding, L blocks, final norm: token ids in, hidden states out.
+
+    Args:
+        config: The shape of the model.
+        generator: Source of the initial weights; on the device where they are created.
+        checkpoint_activations: Keep only the input of each block for the backward pass and compute
+            the rest again: less memory for about a third more work. May be switched at any time.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        generator: torch.Generator,
+        *,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint_activations = checkpoint_activations
+        self.embedding = embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_norm = build_norm(config)
+        initialise(self, std=config.initial_std, generator=generator)
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states [B, T, d] after the final norm.
+
+        Args:
+            input_ids_BT: Token ids.
+            attention_mask: [B, T], true at real tokens; padding may be on either side.
+            position_ids: [B, T] or [1, T]. Derived when absent: real tokens are counted from 0,
+                anew in each document.
+            document_ids: [B, T], one number per packed document, at least 0. A token sees only
+                earlier tokens of its own document.
+        """
+        x_BTd: torch.Tensor = self.embedding(input_ids_BT)
+        if position_ids is None:
+            position_ids = derived_positions(input_ids_BT, attention_mask, document_ids)
+        inputs = AttentionInputs(
+            rotary=rotary_tables(
+                position_ids,
+                rotary_width=self.config.rotary_width,
+                base=self.config.rotary_base,
+                dtype=x_BTd.dtype,
+            ),
+            mask=additive_mask(attention_mask, document_ids, x_BTd.dtype),
+        )
+        recompute = self.checkpoint_activations and torch.is_grad_enabled()
+        for block in self.blocks:
+            if recompute:
+                # There is no dropout, so there is no random state to put back.
+                x_BTd = checkpoint(
+                    block, x_BTd, inputs, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x_BTd = block(x_BTd, inputs)
+        hidden_BTd: torch.Tensor = self.final_norm(x_BTd)
+        return hidden_BTd
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on a normalised input, added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.parallel_residual = config.parallel_residual
+        self.attention_norm = build_norm(config)
+        self.attention = CausalSelfAttention(config)
+        self.feed_forward_norm = build_norm(config)
+        self.feed_forward = FEED_FORWARDS[config.feed_forward](config)
+
+    def forward(self, x_BTd: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
+        attended_BTd = x_BTd + self.attention(self.attention_norm(x_BTd), inputs)
+        source_BTd = x_BTd if self.parallel_residual else attended_BTd
+        out_BTd: torch.Tensor = attended_BTd + self.feed_forward(self.feed_forward_norm(source_BTd))
+        return out_BTd
+
+
+class DecoderLM(nn.Module):
+    """A decoder with its output embedding: next-token logits, or the summed loss of targets."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        generator: torch.Generator,
+        *,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = Decoder(config, generator, checkpoint_activations=checkpoint_activations)
+        if not config.tied_embeddings:
+            self.output_embedding = linear(config.width, config.vocab_size, bias=False)
+            initialise(self.output_embedding, std=config.initial_std, generator=generator)
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
+        targets_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits [B, T, V], or with `targets_BT` the scalar sum of the cross entropies.
+
+        `targets_BT` holds the token that each position must predict (`next_token_targets` makes
+        it from labels) or -100. The loss is computed in here, not from returned logits, for two
+        reasons: the logits of a whole batch never exist at once, and wrappers that gather sharded
+        weights (ZeRO-3, FSDP) do so only inside `forward`.
+        """
+        hidden_BTd = self.decoder(
+            input_ids_BT,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            document_ids=document_ids,
+        )
+        tied = self.config.tied_embeddings
+        weight_Vd = self.decoder.embedding.weight if tied else self.output_embedding.weight
+        if targets_BT is None:
+            return F.linear(hidden_BTd, weight_Vd)
+        has_target_BT = targets_BT != IGNORED
+        return linear_cross_entropy_sum(
+            hidden_BTd[has_target_BT], weight_Vd, targets_BT[has_target_BT]
+        )
+
+
+def build_norm(config: DecoderConfig) -> nn.LayerNorm | nn.RMSNorm:
+    """The norm that `config` names."""
+    if config.norm == "layer_norm":
+        return nn.LayerNorm(config.width, eps=config.norm_epsilon)
+    return nn.RMSNorm(config.width, eps=config.norm_epsilon)

@@ -1,0 +1,131 @@
+"""Find the newest checkpoint that is whole, bring it to the node, and load it.
+
+The file hashes are checked before anything is loaded, shared out over the ranks. A checkpoint that
+fails the check is passed over for the one before it, and the log says so. When the world size has
+changed, ZeRO's shards are first converted to DeepSpeed's universal format, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from heliostat.checkpoint.manifest import Manifest, committed, damage
+from heliostat.checkpoint.safe_load import allow_deepspeed_types
+from heliostat.errors import CheckpointError
+from heliostat.storage import Location
+
+logger = logging.getLogger(__name__)
+
+RESHARD_TIMEOUT_S = 3600
+
+
+def newest_whole(
+    checkpoints: Location,
+    rank: int,
+    world_size: int,
+    broadcast: Callable[[Any], Any],
+    agree: Callable[[bool], bool],
+) -> tuple[Location, Manifest] | None:
+    """The newest committed checkpoint whose files all match their hashes, None if there is none.
+
+    Called by all ranks.
+
+    Args:
+        checkpoints: the folder of all checkpoints.
+        rank: of the caller.
+        world_size: number of ranks.
+        broadcast: a collective that gives every rank the value of rank 0.
+        agree: a collective that tells whether its argument is true on every rank.
+    """
+    entries = broadcast(committed(checkpoints) if rank == 0 else None)
+    for folder, manifest in reversed(entries):
+        mine = Manifest(**{**manifest.__dict__, "files": manifest.files[rank::world_size]})
+        problem = damage(folder, mine, hashes=True)
+        if problem is not None:
+            logger.warning("checkpoint %s is passed over: %s", folder.uri, problem)
+        if agree(problem is None):
+            return folder, manifest
+    return None
+
+
+def fetch(folder: Location, scratch: Path, is_first_on_node: bool) -> Path:
+    """The folder that holds the checkpoint's folder, on this node's disk.
+
+    The caller puts a barrier behind it: only one rank a node copies.
+    """
+    if folder.is_local:
+        return folder.local_path.parent
+    if is_first_on_node:
+        folder.download(scratch / folder.name)
+    return scratch
+
+
+def must_reshard(manifest: Manifest, world_size: int) -> bool:
+    """Whether plain loading cannot work: ZeRO's files are cut for the old world size."""
+    return manifest.zero_stage > 0 and manifest.world_size != world_size
+
+
+def reshard(parent: Path, tag: str, scratch: Path, is_first_on_node: bool) -> Path:
+    """Convert to the universal format; returns the folder that holds the converted checkpoint.
+
+    The caller puts a barrier behind it.
+    """
+    target = scratch / "universal"
+    if is_first_on_node:
+        command = [sys.executable, "-m", "heliostat.checkpoint.reshard"]
+        done = subprocess.run(
+            [*command, str(parent / tag), str(target / tag)],
+            capture_output=True,
+            text=True,
+            timeout=RESHARD_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise CheckpointError(
+                f"checkpoint {parent / tag} could not be converted for another number of workers: "
+                f"{done.stderr.strip()[-2000:]}"
+            )
+    return target
+
+
+def load(engine: Any, parent: Path, tag: str) -> None:
+    """Load model, optimiser and loss scale into a fresh engine. Called by all ranks."""
+    with allow_deepspeed_types():
+        path, _ = engine.load_checkpoint(str(parent), tag=tag, load_lr_scheduler_states=False)
+    if path is None:
+        raise CheckpointError(f"DeepSpeed found no checkpoint {tag} in {parent}")
+
+
+def random_state() -> dict[str, Any]:
+    """This process's random states as tensors and plain containers, for safe loading."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(internal), gauss],
+        "numpy": [str(name), [int(key) for key in keys], position, has_gauss, cached],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(path: Path) -> None:
+    """Put back what `random_state` saved."""
+    state = torch.load(path, weights_only=True)
+    torch.set_rng_state(state["torch"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

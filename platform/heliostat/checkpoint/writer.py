@@ -1,0 +1,216 @@
+"""Write checkpoints while training goes on, and commit them when every rank has written.
+
+`CheckpointWriter.save` holds training up only for a copy in memory. A thread then writes the rank's
+files (straight into the run folder where that is local, else through a local folder and an upload),
+makes them durable, and leaves a part record `part-ATTEMPT-RANK.json` with their hashes. Rank 0 waits
+for the parts of all ranks and writes the manifest: that is the commit. A rank that fails leaves no
+part, so nothing is committed; training hears of it at the next save and goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heliostat.checkpoint.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    committed,
+    tag_of,
+    to_json,
+)
+from heliostat.storage import Location, digest
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class WriterPlace:
+    """Who writes, and where."""
+
+    checkpoints: Location
+    """The folder of all checkpoints of this training."""
+    attempt: str
+    """Unique name of this start of the worker group, the same on every rank."""
+    rank: int
+    world_size: int
+
+
+class CheckpointWriter:
+    """The rank's side of saving; one lives as long as the worker group."""
+
+    def __init__(self, place: WriterPlace, keep: int) -> None:
+        # DeepSpeed takes seconds to import, and the driver only needs this module's names.
+        from heliostat.checkpoint.snapshot import SnapshotEngine
+
+        self._place = place
+        self._keep = keep
+        self._snapshots = SnapshotEngine()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._cancelled = threading.Event()
+        self._waits_for_parts = False
+        self._step = -1
+        self.stalled_s = 0.0
+        """Seconds that training has stood still for checkpoints."""
+        self.last_committed: int | None = None
+        """Step of the newest checkpoint this rank knows to be committed."""
+
+    def save(self, engine: Any, manifest: Manifest, random_state: dict[str, Any]) -> None:
+        """Take a snapshot and start to write it. Called by all ranks, after `settle`.
+
+        Args:
+            engine: the DeepSpeed engine.
+            manifest: what to commit, without files.
+            random_state: the rank's random states, of tensors and plain containers.
+        """
+        from heliostat.checkpoint.snapshot import snapshot
+
+        began = time.perf_counter()
+        assert self._thread is None, "settle() comes before save()"
+        with snapshot(engine, self._snapshots):
+            engine.save_checkpoint("snapshot", tag=manifest.tag, save_latest=False)
+        files = self._snapshots.take()
+        files[f"random-{self._place.rank:05d}.pt"] = random_state
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._failure = None
+        self._cancelled.clear()
+        self._waits_for_parts = False
+        self._step = manifest.state.step
+        self._thread = threading.Thread(
+            target=self._write, args=(files, manifest), name="checkpoint-writer", daemon=True
+        )
+        self._thread.start()
+        self.stalled_s += time.perf_counter() - began
+
+    def settle(self, agree: Callable[[bool], bool]) -> BaseException | None:
+        """Wait for the checkpoint in flight and agree with the other ranks on how it ended.
+
+        Args:
+            agree: a collective that tells whether its argument is true on every rank.
+
+        Returns:
+            None if it was committed or none was in flight, else this rank's or a peer's failure.
+        """
+        if self._thread is None:
+            return None
+        began = time.perf_counter()
+        if self._place.rank != 0:
+            self._thread.join()
+        # Rank 0's thread also waits for the others' parts, which never come from a failed rank.
+        while self._place.rank == 0 and self._thread.is_alive() and not self._waits_for_parts:
+            self._thread.join(POLL_S)
+        all_written = agree(self._failure is None)
+        if not all_written:
+            self._cancelled.set()
+        self._thread.join()
+        self._thread = None
+        is_committed = agree(self._failure is None and all_written)
+        self.stalled_s += time.perf_counter() - began
+        if is_committed:
+            self.last_committed = self._step
+            return None
+        return self._failure or OSError("another worker could not write its part")
+
+    def _write(self, files: dict[str, Any], manifest: Manifest) -> None:
+        folder = self._place.checkpoints / manifest.tag
+        try:
+            records = self._write_files(files, folder)
+            part = json.dumps([asdict(record) for record in records])
+            (folder / self._part_name(self._place.rank)).write_text(part)
+            if self._place.rank == 0:
+                self._waits_for_parts = True
+                self._commit(folder, manifest)
+        except Exception as error:
+            self._failure = error
+            logger.warning("checkpoint %s could not be written: %s", manifest.tag, error)
+            if self._place.rank == 0:
+                _delete_quietly(folder)
+
+    def _write_files(self, files: dict[str, Any], folder: Location) -> list[FileRecord]:
+        if folder.is_local:
+            folder.make_dir()
+            return [_write_file(folder.local_path / name, data) for name, data in files.items()]
+        staging = Path(tempfile.mkdtemp(prefix="heliostat-checkpoint-"))
+        try:
+            records = []
+            for name, data in files.items():
+                records.append(_write_file(staging / name, data))
+                (folder / name).upload(staging / name)
+                (staging / name).unlink()
+            return records
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _commit(self, folder: Location, manifest: Manifest) -> None:
+        records: list[FileRecord] = []
+        parts = [folder / self._part_name(rank) for rank in range(self._place.world_size)]
+        for part in parts:
+            while not part.exists():
+                if self._cancelled.wait(POLL_S):
+                    raise OSError(errno.EIO, "another worker could not write its part")
+            records += [FileRecord(**record) for record in json.loads(part.read_text())]
+        complete = Manifest(**{**manifest.__dict__, "files": records})
+        (folder / MANIFEST_NAME).write_text(to_json(complete))
+        for part in parts:
+            part.delete()
+        collect(self._place.checkpoints, self._keep, complete.state.best_step)
+
+    def _part_name(self, rank: int) -> str:
+        return f"part-{self._place.attempt}-{rank:05d}.json"
+
+
+def collect(checkpoints: Location, keep: int, best_step: int | None) -> None:
+    """Delete committed checkpoints that are neither among the newest `keep` nor the best."""
+    entries = committed(checkpoints)
+    for folder, manifest in entries[: max(0, len(entries) - keep)]:
+        if manifest.state.step != best_step:
+            # Without its manifest the folder no longer counts, even if deleting it is interrupted.
+            (folder / MANIFEST_NAME).delete()
+            folder.delete()
+
+
+def collect_orphans(checkpoints: Location) -> list[str]:
+    """Delete checkpoint folders that were never committed; returns their names.
+
+    Only called before workers write, by whoever holds the run.
+    """
+    kept = {tag_of(manifest.state.step) for _, manifest in committed(checkpoints)}
+    orphans = [folder for folder in checkpoints.list() if folder.name not in kept]
+    for orphan in orphans:
+        orphan.delete()
+    return [orphan.name for orphan in orphans]
+
+
+def _write_file(path: Path, data: Any) -> FileRecord:
+    with path.open("wb") as file:
+        torch.save(data, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileRecord(
+        name=path.name, size=path.stat().st_size, sha256=digest(Location.of(path))
+    )
+
+
+def _delete_quietly(folder: Location) -> None:
+    try:
+        folder.delete()
+    except Exception as error:
+        logger.warning("%s could not be removed: %s", folder.uri, error)
+

@@ -1,0 +1,122 @@
+"""What `train` and `claim` have in common: check, open the run, hand over to the job, report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from heliostat.cli.screen import note, say, show_summary
+from heliostat.config.contract import JobConfig
+from heliostat.config.jobs import JobEntry, check_submitted_version, find_job
+from heliostat.config.load import LoadedConfig, load_config
+from heliostat.config.output import resolve_output
+from heliostat.config.settings import settings
+from heliostat.errors import ConfigError, UserError
+from heliostat.runs.summary import RunSummary
+
+if TYPE_CHECKING:
+    from heliostat.runs.run import Run
+
+Work = Literal["run", "claim"]
+"""A function of the job's `job.py`."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line, parsed."""
+
+    command: str
+    """The subcommand, to name it in hints."""
+    work: Work
+    job: str
+    overrides: Sequence[str]
+    files: Sequence[Path]
+    run: str | None
+
+
+def execute(request: Request) -> None:
+    """Do a job's work from config to last screen.
+
+    Everything that can be refused without Ray is refused before Ray starts.
+    """
+    job = find_job(request.job)
+    if (difference := check_submitted_version()) is not None:
+        note(difference)
+    loaded = load_config(job, None, request.overrides, request.files)
+    refuse_infeasible(loaded.config)
+    work = getattr(job.code(), request.work, None)
+    if not callable(work):
+        raise ConfigError(f"job {job.name} has no {request.work}() in its job.py")
+
+    from heliostat.cluster.ray_cluster import connect
+
+    with open_run(request, job, loaded) as run:
+        announce(run, loaded)
+        connection = connect()
+        try:
+            summary = work(loaded.config, run)
+        except UserError:
+            raise
+        except BaseException:
+            note(f"Go on where it stopped: {continuation(request, run.id)}")
+            raise
+        finally:
+            connection.close()
+    assert isinstance(summary, RunSummary)
+    show_summary(summary)
+
+
+def refuse_infeasible(config: JobConfig) -> None:
+    """Refuse workers that a cluster of our own could never hold; one to join is asked later."""
+    from heliostat.cluster.cluster_reader import this_machine
+    from heliostat.cluster.feasibility import require_feasible
+    from heliostat.cluster.ray_internals import started_cluster_address
+    from heliostat.cluster.resources import ResourceRequest
+
+    request = ResourceRequest.of(config.resources)
+    if settings().ray_address is None and started_cluster_address() is None:
+        require_feasible(request, this_machine())
+
+
+def open_run(request: Request, job: JobEntry, loaded: LoadedConfig[JobConfig]) -> Run:
+    """Take the run's folder: a fresh one, or with a name the one that has it."""
+    from heliostat.runs.run import Run
+
+    output = resolve_output(loaded.config.out)
+    if output.note is not None:
+        note(output.note)
+    open_folder = Run.create if request.run is None else Run.open_or_create
+    return open_folder(
+        output.place,
+        job.name,
+        name=request.run or fresh_name(request, loaded.digest),
+        resolved_yaml=loaded.resolved_yaml,
+        digest=loaded.digest,
+        seed=loaded.config.seed,
+        tracker=loaded.config.tracker,
+    )
+
+
+def fresh_name(request: Request, digest: str) -> str:
+    """A name that no run has: job, config and time to the microsecond."""
+    time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    kind = "" if request.work == "run" else f"-{request.work}"
+    return f"{request.job}{kind}-{digest[:6]}-{time}"
+
+
+def announce(run: Run, loaded: LoadedConfig[JobConfig]) -> None:
+    """Two lines that say what starts, where."""
+    goes_on = f", attempt {run.attempt}" if run.attempt > 1 else ""
+    say(f"run {run.id} (size {loaded.size}, config {loaded.digest[:6]}{goes_on})")
+    say(f"folder {run.folder.uri}")
+
+
+def continuation(request: Request, run: str) -> str:
+    """The command that goes on with a run."""
+    files = [part for path in request.files for part in ("--config", str(path))]
+    words = ["heliostat", request.command, request.job, *request.overrides, *files, "--run", run]
+    return shlex.join(words)

@@ -1,0 +1,63 @@
+"""What the command line prints, and how: plain text and tables, nothing interpreted in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from heliostat.config.settings import settings
+from heliostat.runs.summary import Cell, RunSummary
+
+WIDTH_WITHOUT_TERMINAL = 160
+"""Columns of a table that goes to a file or a log."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that prints brackets and colons as they are."""
+    width = None if settings().is_terminal else WIDTH_WITHOUT_TERMINAL
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=width)
+
+
+def say(text: str) -> None:
+    """A line on standard output, never wrapped."""
+    console().print(text, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A line on standard error, never wrapped."""
+    console(stderr=True).print(text, soft_wrap=True)
+
+
+def show_table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+    """A table; numbers to the right, with four digits after the point where they have them."""
+    rows = [list(row) for row in rows]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        numbers = [isinstance(row[index], (int, float)) for row in rows if row[index] is not None]
+        table.add_column(column, justify="right" if numbers and all(numbers) else "left")
+    for row in rows:
+        table.add_row(*(cell_text(cell) for cell in row))
+    console().print(table)
+
+
+def cell_text(cell: Cell) -> str:
+    """A cell as text; nothing is a dash."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, float):
+        return f"{cell:.4f}" if 1e-3 <= abs(cell) < 1e5 or cell == 0 else f"{cell:.3g}"
+    return str(cell)
+
+
+def show_summary(summary: RunSummary) -> None:
+    """The last screen of a run: table, notes, paths, and at the end bundle and next command."""
+    show_table(summary.title, summary.columns, summary.rows)
+    for text in summary.notes:
+        say(text)
+    last = [name for name in summary.paths if name == "bundle"]
+    for name in [*(name for name in summary.paths if name != "bundle"), *last]:
+        say(f"{name}: {summary.paths[name]}")
+    if summary.next_command is not None:
+        say(f"next: {summary.next_command}")

@@ -1,0 +1,190 @@
+"""Getting hold of a Ray cluster: connect to one, or start one on this machine, quietly.
+
+Workers import the job by name. Ray puts the driver's current folder on their path, and a submitted
+working directory first, so nothing is shipped from here: `heliostat.config.settings.put_on_path`
+does for the driver what Ray does for its workers.
+
+What Ray prints is kept off the console: `fit` shows progress itself and every error comes back as
+an exception. The dashboard stays on, because Train's clean-up of placement groups logs a warning
+at every poll without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from heliostat.cluster import ray_internals
+from heliostat.cluster.cluster_reader import logical_cpus
+from heliostat.config.settings import settings
+from heliostat.errors import UserError
+
+_PROBE_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class Connection:
+    """The cluster this process is connected to."""
+
+    address: str
+    """`host:port` of the cluster's control store."""
+    dashboard_url: str | None
+    is_own: bool
+    """Whether `connect` started it, so that it ends with this process."""
+
+    def close(self) -> None:
+        """Disconnect; a cluster of our own ends."""
+        import ray
+
+        ray.shutdown()
+
+
+def connect(address: str | None = None) -> Connection:
+    """Connect to a cluster, or start one on this machine; a second call returns the same one.
+
+    Args:
+        address: `host:port` of a running cluster; `local` for one of our own whatever else runs;
+            None for RAY_ADDRESS, else the cluster that `ray start` made here, else one of our own.
+
+    Raises:
+        UserError: the address is of the wrong kind, nothing answers, or versions do not match.
+    """
+    import ray
+
+    if ray.is_initialized():
+        context = ray.init(ignore_reinit_error=True, configure_logging=False)
+        return _connection(context.address_info, is_own=False)
+    target = address or settings().ray_address or _running_here() or "local"
+    if target == "auto":
+        target = _running_here() or "local"
+    # Ray's child processes inherit it; without it Ray prints a notice on data collection.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    return _start() if target == "local" else _join(target)
+
+
+def _start() -> Connection:
+    import ray
+
+    _provide_token()
+    context = ray.init(
+        address="local",
+        num_cpus=logical_cpus(),
+        include_dashboard=True,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    return _connection(context.address_info, is_own=True)
+
+
+def _join(address: str) -> Connection:
+    import ray
+
+    _require_address(address)
+    try:
+        context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        # Ray raises RuntimeError for other versions of Ray or Python, for a missing token and for
+        # a machine that is no node of the cluster, each with a text that says so.
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot join the Ray cluster at {address}: {reason}") from error
+    return _connection(context.address_info, is_own=False)
+
+
+def _require_address(address: str) -> None:
+    """Refuse, in a second, what `ray.init` would try for a minute."""
+    if "://" in address:
+        raise UserError(
+            f"Ray address is {address}, but training connects to a cluster's own address such as "
+            "10.0.0.1:6379 from one of its nodes; from outside, submit the job: "
+            "ray job submit --address http://HOST:8265 --working-dir . -- heliostat train NAME"
+        )
+    try:
+        socket.create_connection(split_address(address), timeout=_PROBE_TIMEOUT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({error}): start one with "
+            "`ray start --head`, or unset RAY_ADDRESS to use this machine alone"
+        ) from None
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`; raises `UserError` for anything else."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise UserError(f"Ray address is {address}, but expected HOST:PORT such as 10.0.0.1:6379")
+    return host, int(port)
+
+
+def _running_here() -> str | None:
+    """The cluster of `ray start` on this machine, if it still answers."""
+    address = ray_internals.started_cluster_address()
+    if address is None:
+        return None
+    try:
+        socket.create_connection(split_address(address), timeout=_PROBE_TIMEOUT_S).close()
+    except (OSError, UserError):
+        return None
+    return address
+
+
+def _provide_token() -> None:
+    """Give a cluster of our own its token from our folder, so that none lands in `~/.ray`.
+
+    A new local cluster demands a token since Ray 2.60 and would write a new one to the user's home.
+    """
+    if ray_internals.has_auth_token():
+        return
+    path = settings().home / "ray_token"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_hex(32))
+        temporary.replace(path)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    ray_internals.forget_auth_token()
+
+
+def _connection(address_info: dict[str, str], *, is_own: bool) -> Connection:
+    url = address_info.get("webui_url")
+    return Connection(
+        address=address_info["gcs_address"],
+        dashboard_url=f"http://{url}" if url else None,
+        is_own=is_own,
+    )
+
+
+def worker_environment(gpu: bool) -> dict[str, str]:
+    """Variables of every training worker, for `RunConfig(worker_runtime_env={"env_vars": ...})`.
+
+    Args:
+        gpu: whether workers were given a GPU.
+    """
+    variables = {
+        # DeepSpeed loads its checkpoints with full unpickling unless this forbids it.
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
+        # Workers fork for data loading; a forked tokenizer with threads deadlocks.
+        "TOKENIZERS_PARALLELISM": "false",
+        # Two torch versions, or a CPU and a CUDA build, must never share compiled extensions.
+        "TORCH_EXTENSIONS_DIR": str(extensions_folder()),
+    }
+    if not gpu:
+        # Detection would take the GPU of a GPU node although none was asked for.
+        variables["DS_ACCELERATOR"] = "cpu"
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return variables
+
+
+def extensions_folder() -> Path:
+    """Where torch extensions of exactly this environment are built."""
+    from importlib.metadata import version
+
+    tag = f"py{sys.version_info.major}{sys.version_info.minor}"
+    build = f"torch{version('torch')}-deepspeed{version('deepspeed')}-{tag}"
+    return settings().home / "torch_extensions" / build

@@ -1,0 +1,200 @@
+"""The private names of Ray that we need, in one place (read in ray 2.60.0).
+
+Ray has no public way to ask for the autoscaler's node groups, for the address of the cluster that
+`ray start` left on this machine, for the files that `ray job submit` would pack, or whether an
+authentication token is at hand. A test fails when one of these names changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+NODE_GROUP_LABEL = "ray.io/node-group"
+"""The label of a node that names its autoscaler group (`ray._raylet.RAY_NODE_GROUP_KEY`)."""
+
+UNLIMITED = 2**31 - 1
+"""What KubeRay takes for `maxReplicas` where a manifest does not say."""
+
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_API_TIMEOUT_S = 3.0
+# Ray's traversal logs every ignore file it reads; an error it logs is raised as well.
+_QUIET = logging.Logger("ray-packaging", level=logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class AutoscalerGroup:
+    """One kind of node in the autoscaler's configuration."""
+
+    name: str
+    resources: dict[str, float]
+    most: int | None
+    """Nodes of this kind at most; None when there is no limit."""
+
+
+def autoscaler_groups() -> tuple[AutoscalerGroup, ...]:
+    """What the connected cluster's autoscaler may start; empty when it has not said."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    if config is None:
+        return ()
+    return tuple(
+        AutoscalerGroup(
+            name=group.name,
+            resources={name: float(value) for name, value in group.resources.items()},
+            # -1 stands for no limit (`GlobalState._calculate_max_resource_from_cluster_config`).
+            most=None if group.max_count == -1 else int(group.max_count),
+        )
+        for group in config.node_group_configs
+    )
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """One kind of pod of a KubeRay RayCluster."""
+
+    name: str
+    resources: dict[str, float]
+    least: int
+    most: int
+    replicas: int
+    """How many there are without autoscaling."""
+    is_head: bool
+
+
+def node_types_of_ray_cluster(spec: dict[str, Any]) -> tuple[NodeType, ...]:
+    """What Ray's own autoscaler reads from the `spec` of a RayCluster."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _node_type_from_group_spec
+
+    def read(group: dict[str, Any], is_head: bool) -> NodeType:
+        # The manifest may leave out what the operator fills in.
+        full = {"minReplicas": 0, "maxReplicas": UNLIMITED, "rayStartParams": {}, **group}
+        node_type = _node_type_from_group_spec(full, is_head)
+        return NodeType(
+            name="head" if is_head else str(group["groupName"]),
+            resources=node_type["resources"],
+            least=node_type["min_workers"],
+            most=node_type["max_workers"],
+            replicas=int(group.get("replicas", full["minReplicas"])) * group.get("numOfHosts", 1),
+            is_head=is_head,
+        )
+
+    workers = spec.get("workerGroupSpecs") or []
+    return (read(spec["headGroupSpec"], True), *(read(group, False) for group in workers))
+
+
+def own_ray_cluster_spec() -> dict[str, Any] | None:
+    """The RayCluster that this head pod belongs to, as its API server knows it.
+
+    KubeRay grants the head pod this right exactly when the cluster scales by itself, since the
+    autoscaler runs in it; everywhere else the answer is None.
+    """
+    if not _POD_NAMESPACE.is_file():
+        return None
+    head = re.fullmatch(r"(.+)-head(-[a-z0-9]+)?", socket.gethostname())
+    if head is None:
+        return None
+    import requests
+    from ray.autoscaler._private.kuberay.node_provider import (
+        load_k8s_secrets,
+        url_from_resource,
+    )
+
+    try:
+        headers, verify, certificate = load_k8s_secrets()
+        answer = requests.get(
+            url_from_resource(
+                namespace=_POD_NAMESPACE.read_text().strip(), path=f"rayclusters/{head[1]}"
+            ),
+            headers=headers,
+            timeout=_API_TIMEOUT_S,
+            verify=verify,
+            cert=certificate,
+        )
+        answer.raise_for_status()
+    except (OSError, requests.RequestException) as error:
+        logger.debug("the RayCluster of this pod cannot be read: %s", error)
+        return None
+    spec: dict[str, Any] = answer.json()["spec"]
+    return spec
+
+
+def started_cluster_address() -> str | None:
+    """The cluster that the last `ray start` on this machine made or joined, running or not."""
+    from ray._private.services import find_bootstrap_address
+
+    address = find_bootstrap_address(None)
+    return str(address) if address else None
+
+
+def cluster_versions(address: str) -> tuple[str, str]:
+    """Ray's and Python's version of a running cluster."""
+    from ray._common.usage.usage_lib import get_cluster_metadata
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    client = GcsClient(address=address, fetch_cluster_id_if_nil=True)
+    record = get_cluster_metadata(client)
+    return str(record["ray_version"]), str(record["python_version"])
+
+
+def usable_cpus() -> int:
+    """CPUs that Ray would count on this machine, container limits included."""
+    from ray._private.utils import get_num_cpus
+
+    return int(get_num_cpus(override_docker_cpu_warning=True))
+
+
+def has_auth_token() -> bool:
+    """Whether Ray finds an authentication token (variables, then `~/.ray/auth_token`).
+
+    Raises:
+        ray.exceptions.AuthenticationError: RAY_AUTH_TOKEN_PATH names a file that is not there.
+    """
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    loader = AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    return bool(loader.has_token(ignore_auth_mode=True))
+
+
+def forget_auth_token() -> None:
+    """Make Ray look for its authentication token again."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def upload_limit_bytes() -> int:
+    """The largest body that Ray's dashboard accepts, and so the largest submitted folder."""
+    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+
+    return int(DASHBOARD_CLIENT_MAX_SIZE)
+
+
+def packed_files(folder: Path) -> Iterator[Path]:
+    """The files of a working directory that Ray packs: its ignore files and defaults respected."""
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    found: list[Path] = []
+
+    def note(path: Path) -> None:
+        if path.is_file():
+            found.append(path)
+
+    _dir_travel(
+        folder,
+        [_get_excludes(folder, get_runtime_env_default_excludes())],
+        note,
+        include_gitignore=True,
+        logger=_QUIET,
+    )
+    yield from found

@@ -1,0 +1,236 @@
+"""A run: one execution of a job, in a folder that explains itself, in stages that are done once.
+
+`Run.create` starts a run under a name that no run has; `Run.open_or_create` goes on with one, but
+only with the config it was started with. The folder holds
+
+    config.yaml      the resolved config
+    run.json         identity: id, job, seed, digest of the config
+    stages/          a folder and a marker for each stage (`stages.py`)
+    metrics/         metric lines of each attempt, and at the end metrics.parquet (`series.py`)
+    result.json      what became of it (`record.py`)
+    lock.json        who works on it now (`lock.py`)
+    tracker.json     under which id the tracker knows it (`tracker.py`)
+
+and what the job puts there by `artefact`: checkpoints, bundle, report. A `Run` belongs to the
+driver process and is never sent to workers: give those `folder` and `attempt`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TypeVar
+
+from heliostat.config.resources import TrackerConfig
+from heliostat.config.settings import settings
+from heliostat.errors import HeliostatError, Interrupted, StorageError
+from heliostat.runs import clock
+from heliostat.runs.differences import flatten_config
+from heliostat.runs.lock import DEFAULT_TIMING, LockTiming
+from heliostat.runs.opening import CONFIG_NAME, Opened, RunSpec, open_again, open_new
+from heliostat.runs.record import RESULT_NAME, RunRecord, Status, write_record
+from heliostat.runs.series import MetricsLog, SeriesByStage, read_series, write_metrics_table
+from heliostat.runs.stages import StageMarker, do_stage
+from heliostat.runs.tracker import TrackedRun, Tracker
+from heliostat.storage import Location
+
+logger = logging.getLogger(__name__)
+R = TypeVar("R")
+
+_ATTACHED = (CONFIG_NAME, RESULT_NAME, "claim.json", "report/index.html")
+
+
+class Run:
+    """One attempt at a run, from taking its lock to `finish`; a context manager."""
+
+    def __init__(self, out: Location, opened: Opened, tracker: TrackerConfig) -> None:
+        self.id = opened.identity.id
+        self.job = opened.identity.job
+        self.seed = opened.identity.seed
+        self.digest = opened.identity.digest
+        self.folder = opened.folder
+        self.attempt = opened.record.attempts[-1].number
+        """Counts up from 1 with every start of the run."""
+        self._out = out
+        self._lock = opened.lock
+        self._record = opened.record
+        self._metrics = MetricsLog(self.folder, self.attempt)
+        self._trackers = [Tracker(_tracked(out, opened, tracker))] if tracker.enabled else []
+        self._is_open = True
+
+    @classmethod
+    def create(
+        cls,
+        out: Location,
+        job: str,
+        *,
+        name: str | None,
+        resolved_yaml: str,
+        digest: str,
+        seed: int,
+        tracker: TrackerConfig,
+        timing: LockTiming = DEFAULT_TIMING,
+    ) -> Run:
+        """Start a new run in `out`; a UserError when there is one of that name.
+
+        Without a name it gets one from the job, the digest and the time, and it is unique.
+        """
+        spec = RunSpec(job=job, resolved_yaml=resolved_yaml, digest=digest, seed=seed)
+        return cls(out, open_new(out, spec, name, timing), tracker)
+
+    @classmethod
+    def open_or_create(
+        cls,
+        out: Location,
+        job: str,
+        *,
+        name: str,
+        resolved_yaml: str,
+        digest: str,
+        seed: int,
+        tracker: TrackerConfig,
+        timing: LockTiming = DEFAULT_TIMING,
+    ) -> Run:
+        """Go on with the run of that name, or start it.
+
+        A UserError when it was started with another config (another digest), naming the keys, and
+        `RunBusyError` when a live process works on it.
+        """
+        spec = RunSpec(job=job, resolved_yaml=resolved_yaml, digest=digest, seed=seed)
+        return cls(out, open_again(out, spec, name, timing), tracker)
+
+    @property
+    def cache(self) -> Location:
+        """Where data prepared once for many runs go: in the home, or beside remote run folders."""
+        return cache_for(self._out)
+
+    @property
+    def record(self) -> RunRecord:
+        """What `result.json` says now."""
+        return self._record
+
+    def artefact(self, name: str) -> Location:
+        """A file or folder of the run: `run.artefact("bundle")`."""
+        return self.folder / name
+
+    def series(self) -> SeriesByStage:
+        """Every metric logged so far, over all attempts."""
+        self._metrics.flush()
+        return read_series(self.folder)
+
+    def stage(self, name: str, key: object, work: Callable[[Location], R]) -> R:
+        """The result of `work(folder)`, done once in the life of the run.
+
+        `key` is plain JSON with everything besides the run's config that decides the result (code
+        version, digest of the input); another key starts the stage over. The result is plain JSON.
+        Work that was cut off is handed its half-done folder again.
+        """
+        self._lock.check()
+        return do_stage(self.folder, name, key=key, work=work, note=self._note_stage)
+
+    def log(self, metrics: Mapping[str, float], step: int, stage: str) -> None:
+        """Log the metrics of one step of a stage, here and in the tracker."""
+        self._lock.check()
+        self._metrics.write(metrics, step=step, stage=stage)
+        for tracker in self._trackers:
+            tracker.log({f"{stage}/{name}": value for name, value in metrics.items()}, step)
+
+    def register(self, bundle: Location, version: str) -> None:
+        """Add a bundle to the tracker's model registry, under the name of the job."""
+        for tracker in self._trackers:
+            tracker.register(self.job, bundle, {"heliostat.run": self.id, "version": version})
+
+    def finish(
+        self,
+        metrics: Mapping[str, float],
+        status: Status = "finished",
+        *,
+        error: str | None = None,
+        seeds: Sequence[int] = (),
+    ) -> RunRecord:
+        """End this attempt: compact the metrics, write `result.json`, give the run free.
+
+        `seeds` are all that were used, where they are more than the run's own.
+        """
+        self._lock.check()
+        self._is_open = False
+        attempt = replace(self._record.attempts[-1], status=status, ended=clock.now(), error=error)
+        final = {name: float(value) for name, value in metrics.items()}
+        record = self._record.with_attempt(attempt)
+        self._record = replace(
+            record, status=status, metrics=dict(final), seeds=tuple(seeds) or record.seeds
+        )
+        try:
+            self._metrics.close()
+            write_metrics_table(self.folder)
+            write_record(self.folder, self._record)
+        finally:
+            self._end_trackers(final, status)
+            self._release()
+        return self._record
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """A run whose block ends without `finish` is finished, failed or interrupted by it."""
+        if not self._is_open:
+            return
+        if error is None:
+            self.finish({})
+            return
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit | Interrupted)
+        message = str(error) if isinstance(error, HeliostatError) else repr(error)
+        try:
+            self.finish({}, "interrupted" if stopped else "failed", error=message)
+        except HeliostatError as trouble:
+            # The first error is the one to show; the record keeps saying `running`.
+            logger.error("run %s: the end could not be recorded: %s", self.id, trouble)
+
+    def _note_stage(self, marker: StageMarker) -> None:
+        stages = {**self._record.stages, marker.name: marker.time}
+        self._record = replace(self._record, stages=stages)
+        write_record(self.folder, self._record)
+
+    def _end_trackers(self, metrics: Mapping[str, float], status: Status) -> None:
+        for tracker in self._trackers:
+            tracker.log(metrics, step=0)
+            tracker.tag({"heliostat.digest": self.digest, "heliostat.attempts": str(self.attempt)})
+            for name in _ATTACHED:
+                file = self.folder / name
+                if file.is_local and file.exists():
+                    tracker.attach(file.local_path)
+            tracker.finish(status)
+
+    def _release(self) -> None:
+        try:
+            self._lock.release()
+        except StorageError as error:
+            logger.warning("the lock of run %s stays until it is stale: %s", self.id, error)
+
+
+def cache_for(out: Location) -> Location:
+    """The cache shared by the runs of a folder: in the home for local ones, else beside them."""
+    return Location.of(settings().home) / "cache" if out.is_local else out / ".cache"
+
+
+def _tracked(out: Location, opened: Opened, config: TrackerConfig) -> TrackedRun:
+    base = out if out.is_local else Location.of(settings().home)
+    embedded = f"sqlite:///{base.uri}/mlflow.db"
+    uri = config.uri or settings().tracking_uri or embedded
+    parameters = flatten_config((opened.folder / CONFIG_NAME).read_text())
+    return TrackedRun(
+        run_id=opened.identity.id,
+        folder=opened.folder,
+        experiment=config.experiment or opened.identity.job,
+        uri=uri,
+        artefacts=(base / "mlflow").uri if uri == embedded else None,
+        parameters={key: str(value) for key, value in parameters.items()},
+    )

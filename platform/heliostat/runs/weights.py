@@ -1,0 +1,48 @@
+"""Named tensors in a safetensors file, tied ones included.
+
+safetensors refuses tensors that share memory. Here a tensor that is the same memory under a second
+name (tied embeddings) is stored once, and its other names are kept in the file's metadata, so that
+reading gives every name back; tensors that overlap in any other way are stored apart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS_NAME = "model.safetensors"
+_TIED = "heliostat.tied"
+
+
+def write_weights(weights: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Write named tensors."""
+    from safetensors.torch import save_file
+
+    kept: dict[str, torch.Tensor] = {}
+    tied: dict[str, str] = {}
+    owners: dict[tuple[object, ...], str] = {}
+    for name, tensor in weights.items():
+        memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and memory in owners:
+            tied[name] = owners[memory]
+            continue
+        owners[memory] = name
+        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        plain = tensor.detach().cpu().contiguous()
+        kept[name] = plain if whole else plain.clone()
+    save_file(kept, file, metadata={"format": "pt", _TIED: json.dumps(tied)})
+
+
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """Read named tensors, tied names included."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as source:
+        tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
+        tied = json.loads((source.metadata() or {}).get(_TIED, "{}"))
+    return tensors | {name: tensors[owner] for name, owner in tied.items()}

@@ -1,0 +1,55 @@
+"""The metrics of a training, exact over restarts.
+
+Rows are kept with the checkpoints: each checkpoint first writes the rows since the one before as a
+file of its own, never changed afterwards. A restart drops what came after the checkpoint that it
+goes on from, so the history holds every step once, whatever died in between.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from heliostat.storage import Location
+from heliostat.train.monitor import MonitorLink, Row
+
+CHUNK = re.compile(r"rows-(\d{8})-(\d{8})\.json")
+
+
+class History:
+    """Rank 0's side; on the other ranks (`link` is None) it keeps nothing."""
+
+    def __init__(self, folder: Location, step: int, link: MonitorLink | None) -> None:
+        self._folder = folder
+        self._link = link
+        self._from = step
+        self._rows: list[Row] = []
+        if link is not None:
+            for chunk in folder.list():
+                match = CHUNK.fullmatch(chunk.name)
+                if match and int(match.group(2)) > step:
+                    chunk.delete()
+
+    def add(self, row: Row) -> None:
+        """Keep a row, and show it to the driver."""
+        if self._link is not None:
+            self._rows.append(row)
+            self._link.send(row)
+
+    def flush(self, step: int) -> None:
+        """Write the rows up to `step`; called before the checkpoint of that step."""
+        if self._link is None or not self._rows:
+            return
+        chunk = self._folder / f"rows-{self._from:08d}-{step:08d}.json"
+        chunk.write_text(json.dumps(self._rows))
+        self._from, self._rows = step, []
+
+
+def read_history(folder: Location) -> list[dict[str, Any]]:
+    """All rows of a training, in order: steps with `loss`, evaluations with `eval/...`."""
+    rows: list[dict[str, Any]] = []
+    for chunk in sorted(folder.list(), key=lambda entry: entry.name):
+        if CHUNK.fullmatch(chunk.name):
+            rows += json.loads(chunk.read_text())
+    return rows

@@ -1,0 +1,135 @@
+"""The line between the driver and the workers: metrics one way, a wish to stop the other.
+
+The monitor is a small actor that outlives worker groups, so it also remembers why workers failed:
+when they are started again and fail in the same way at the same step, there is no point in a third
+start. Rank 0 talks to it from a thread of its own, never from the training loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+logger = logging.getLogger(__name__)
+
+EXCHANGE_EVERY_S = 0.25
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class WorkerFailure:
+    """An exception in one worker."""
+
+    attempt: int
+    rank: int
+    node: str
+    step: int
+    kind: str
+    message: str
+    traceback: str
+    at: float = field(default_factory=time.time)
+
+
+class Monitor:
+    """State shared by the driver and the workers of one training; run as an actor."""
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+        self._notes: list[str] = []
+        self._failures: list[WorkerFailure] = []
+        self._is_stopping = False
+        self._attempts = 0
+
+    def exchange(self, rows: list[Row], notes: list[str]) -> bool:
+        """Take rank 0's news; returns whether training should stop."""
+        self._rows += rows
+        self._notes += notes
+        return self._is_stopping
+
+    def drain(self) -> tuple[list[Row], list[str]]:
+        """Give the driver what came since the last call."""
+        rows, self._rows = self._rows, []
+        notes, self._notes = self._notes, []
+        return rows, notes
+
+    def request_stop(self) -> None:
+        """Ask training to save and stop at the next step."""
+        self._is_stopping = True
+
+    def begin_attempt(self) -> tuple[int, WorkerFailure | None]:
+        """Number of this start of the workers, and the failure that has now come back twice."""
+        self._attempts += 1
+        first: dict[tuple[int, str, str], int] = {}
+        for failure in self._failures:
+            signature = (failure.step, failure.kind, failure.message)
+            # Ranks of one attempt may well fail alike; only a later attempt makes it a habit.
+            if first.setdefault(signature, failure.attempt) != failure.attempt:
+                return self._attempts, failure
+        return self._attempts, None
+
+    def record_failure(self, failure: WorkerFailure) -> None:
+        """Remember why a worker failed."""
+        self._failures.append(failure)
+
+    def failures(self) -> list[WorkerFailure]:
+        """All failures so far, oldest first."""
+        return self._failures
+
+
+def start_monitor() -> Any:
+    """Start the actor on the driver's node."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Monitor)
+    return actor.remote()
+
+
+class MonitorLink:
+    """Rank 0's side: rows go out and the wish to stop comes in, on a thread of its own."""
+
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+        self._lock = threading.Lock()
+        self._rows: list[Row] = []
+        self._notes: list[str] = []
+        self._closing = threading.Event()
+        self.is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="monitor-link", daemon=True)
+        self._thread.start()
+
+    def send(self, row: Row) -> None:
+        """Queue a row of metrics."""
+        with self._lock:
+            self._rows.append(row)
+
+    def note(self, text: str) -> None:
+        """Queue a line for the user."""
+        with self._lock:
+            self._notes.append(text)
+
+    def close(self) -> None:
+        """Send what is left and stop the thread."""
+        self._closing.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while not self._closing.wait(EXCHANGE_EVERY_S):
+            self._exchange()
+        self._exchange()
+
+    def _exchange(self) -> None:
+        with self._lock:
+            rows, self._rows = self._rows, []
+            notes, self._notes = self._notes, []
+        try:
+            self.is_stopping = ray.get(self._monitor.exchange.remote(rows, notes), timeout=30)
+        except Exception as error:
+            # Training does not depend on being watched; the rows are also kept with checkpoints.
+            logger.warning("the driver could not be reached: %s", error)

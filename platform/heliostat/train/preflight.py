@@ -1,0 +1,54 @@
+"""Refuse what cannot work before any worker starts, in one sentence."""
+
+from __future__ import annotations
+
+from heliostat.config.resources import ResourcesConfig
+from heliostat.data.reader import batch_plan
+from heliostat.errors import ConfigError
+from heliostat.storage import Location
+from heliostat.train.config import FitConfig
+from heliostat.train.task import Task
+
+
+def check_config(name: str, config: FitConfig, resources: ResourcesConfig) -> None:
+    """Combinations of a fit's config and its resources; needs neither Ray nor torch.
+
+    Raises `ConfigError`.
+    """
+    if config.precision == "fp16" and not resources.gpus_per_worker:
+        raise ConfigError(
+            f"{name}.precision is fp16 and resources.gpus_per_worker is 0: fp16 needs a GPU; "
+            "on a CPU use bf16 or fp32"
+        )
+    for workers in range(resources.workers.low, resources.workers.high + 1):
+        batch_plan(config.batch, config.micro_batch, workers)
+
+
+def check_training(
+    task: Task, config: FitConfig, resources: ResourcesConfig, folder: Location
+) -> None:
+    """Everything that can be known before the workers start; needs a connected cluster.
+
+    Raises `ConfigError` or `InfeasibleError`.
+    """
+    from heliostat.cluster.feasibility import (
+        ResourceRequest,
+        read_cluster,
+        require_feasible,
+        require_shared_storage,
+    )
+
+    check_config(task.name, config, resources)
+    cluster = read_cluster()
+    require_feasible(
+        ResourceRequest(
+            workers_min=resources.workers.low,
+            workers_max=resources.workers.high,
+            cpus=resources.cpus_per_worker,
+            gpus=resources.gpus_per_worker,
+            memory_bytes=int((resources.memory_per_worker_gb or 0) * 1e9),
+            accelerator_type=resources.accelerator_type,
+        ),
+        cluster,
+    )
+    require_shared_storage(folder, cluster)

@@ -1,0 +1,53 @@
+"""The one module that speaks to Ray Train: start workers for a training, give back its outcome."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+from heliostat.cluster.ray_cluster import worker_environment
+from heliostat.config.resources import ResourcesConfig
+from heliostat.train.spec import FitSpec, Outcome
+from heliostat.train.worker import train_worker
+
+
+def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: str) -> Outcome:
+    """Run a worker group to its end, starting it again after failures.
+
+    Raises Ray Train's own errors when it fails for good.
+    """
+    import ray.train
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    filesystem, path = (spec.folder / "ray").filesystem()
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    if resources.memory_per_worker_gb is not None:
+        per_worker["memory"] = resources.memory_per_worker_gb * 1e9
+    low, high = resources.workers.low, resources.workers.high
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"spec": spec},
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=high if low == high else (low, high),
+            use_gpu=bool(resources.gpus_per_worker),
+            resources_per_worker=per_worker,
+            placement_strategy=resources.placement,
+            accelerator_type=resources.accelerator_type,
+        ),
+        run_config=RunConfig(
+            # Checkpoints are ours, so nothing of Ray Train's folder is ever read again; a name of
+            # its own for every start keeps Ray Train from resuming by itself.
+            name=f"{run_id}-{stage}-{uuid.uuid4().hex[:6]}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=spec.config.max_failures),
+            worker_runtime_env={"env_vars": worker_environment(bool(resources.gpus_per_worker))},
+        ),
+    )
+    result = trainer.fit()
+    return Outcome(**result.return_value)

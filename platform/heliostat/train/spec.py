@@ -1,0 +1,67 @@
+"""What the driver sends to every worker, and what rank 0 sends back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from heliostat.storage import Location
+from heliostat.train.config import FitConfig
+from heliostat.train.task import Task
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """One training, complete: pickled to the workers, so it holds paths and numbers only."""
+
+    task: Task
+    config: FitConfig
+    folder: Location
+    """Where checkpoints, weights and metrics go."""
+    start_from: Location | None
+    """Folder with `model.safetensors` to start from; null: the task's own initial weights."""
+    digest: str
+    """Hash of the task and the config; a checkpoint of another training is refused."""
+    steps: int
+    """Optimiser steps in all."""
+    gpus_per_worker: float
+    monitor: Any
+    """The handle of the monitor actor."""
+
+    @property
+    def checkpoints(self) -> Location:
+        """The folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def evaluate_every(self) -> int:
+        """Optimiser steps between evaluations."""
+        return self.config.evaluation.every or max(1, self.steps // 10)
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Optimiser steps between checkpoints."""
+        return self.config.checkpoint.every or max(1, self.steps // 10)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a worker group ended when it did not die: what the train function returns."""
+
+    status: str
+    """`finished`, `stopped` (on request; can go on), `early` or `failed`."""
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last evaluation."""
+    best_step: int | None = None
+    counts: dict[str, float] = field(default_factory=dict)
+    """Targets trained on, by kind."""
+    trained_s: float = 0.0
+    """Seconds in training steps, over all attempts, restarts left out."""
+    stalled_s: float = 0.0
+    """Of these, seconds that training stood still for checkpoints, in the last attempt."""
+    attempts: int = 1
+    peak_memory_bytes: int = 0
+    """Largest resident memory of a worker (of the device, on a GPU)."""
+    message: str = ""
+    """Why it failed, in one sentence."""

@@ -1,0 +1,86 @@
+"""Weights alone, as safetensors: what a training hands to the next stage or to a bundle."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from heliostat.errors import CheckpointError
+from heliostat.storage import Location
+from heliostat.train.engine import fp32_weights
+
+FILE = "model.safetensors"
+
+
+class WeightsWriter:
+    """Gathers whole fp32 weights on rank 0 and writes them in the background."""
+
+    def __init__(self, folder: Location, rank: int) -> None:
+        self._folder = folder
+        self._rank = rank
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-writer")
+        self._pending: list[Future[None]] = []
+
+    def save(self, engine: Any, names: list[str], about: Mapping[str, object]) -> None:
+        """Write the weights under each of the names. Called by all ranks."""
+        tensors = {}
+        for name, value in fp32_weights(engine):
+            # Only rank 0 keeps what all ranks had to gather together.
+            if self._rank == 0:
+                tensors[name] = value
+        if self._rank == 0:
+            for name in names:
+                self._pending.append(
+                    self._pool.submit(write_weights, self._folder / name, tensors, about)
+                )
+
+    def finish(self) -> None:
+        """Wait until everything is written; raises what went wrong."""
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
+
+
+def write_weights(
+    folder: Location, tensors: Mapping[str, torch.Tensor], about: Mapping[str, object]
+) -> None:
+    """Write `model.safetensors`, then `about.json`; replaces what was there."""
+    with tempfile.TemporaryDirectory(prefix="heliostat-weights-") as scratch:
+        path = Path(scratch) / FILE
+        save_file(dict(tensors), path)
+        (folder / FILE).upload(path)
+    (folder / "about.json").write_text(json.dumps(dict(about), sort_keys=True))
+
+
+def read_weights(folder: Location) -> dict[str, torch.Tensor]:
+    """The tensors of a weights folder."""
+    path = folder / FILE
+    if not path.exists():
+        raise CheckpointError(f"{folder.uri} holds no {FILE}")
+    if path.is_local:
+        return load_file(path.local_path)
+    with tempfile.TemporaryDirectory(prefix="heliostat-weights-") as scratch:
+        local = Path(scratch) / FILE
+        path.download(local)
+        return load_file(local)
+
+
+def load_weights(model: nn.Module, folder: Location) -> None:
+    """Load a weights folder into a model; every name and shape must match.
+
+    Raises `CheckpointError` naming the first differences.
+    """
+    try:
+        model.load_state_dict(read_weights(folder), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights in {folder.uri} do not fit {type(model).__name__}: {error}"
+        ) from error
