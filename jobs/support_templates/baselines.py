@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from heliostat.errors import ConfigError, DataError
 
 Matrix = NDArray[np.float64]
+Features = NDArray[np.float32] | NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 _FLOOR = 1e-9
@@ -35,13 +36,13 @@ _ROTATION_ROWS = 4_000
 class BaselineConfig:
     """Settings of the regression baselines."""
 
-    penalties: tuple[float, ...] = (1.0, 10.0, 100.0, 1000.0)
+    penalties: tuple[float, ...] = (10.0, 100.0, 1000.0)
     """Inverse penalty strengths C that are tried."""
     max_features: int = 50_000
     """Most frequent n-grams that are kept."""
     max_iterations: int = 200
     """Limit of the solver for one fit."""
-    tolerance: float = 1e-4
+    tolerance: float = 1e-5
     """The solver stops when no entry of the gradient is larger."""
 
     def __post_init__(self) -> None:
@@ -115,6 +116,7 @@ def tfidf_regression(
     train_x, validation_x, test_x = _features(
         [train.texts[i] for i in known.tolist()], validation.texts, test_texts, config.max_features
     )
+    # From the strongest penalty on, each fit starts where the last one ended: most is done.
     model = LogisticRegression(
         max_iter=config.max_iterations, tol=config.tolerance, warm_start=True
     )
@@ -135,7 +137,7 @@ def tfidf_regression(
 
 def _features(
     train: Sequence[str], validation: Sequence[str], test: Sequence[str], max_features: int
-) -> tuple[Matrix, Matrix, Matrix]:
+) -> tuple[Features, Features, Features]:
     """TF-IDF features of the three sides, in the row space of training where that is smaller."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -147,11 +149,12 @@ def _features(
     values, vectors = np.linalg.eigh((sparse @ sparse.T).toarray())
     kept = values > 1e-10 * values[-1]
     basis = sparse.T @ (vectors[:, kept] / np.sqrt(values[kept]))
-    train_x, validation_x, test_x = (np.asarray(side @ basis) for side in sides)
+    # Single precision halves the time of the dense fit; its error is below the solver's.
+    train_x, validation_x, test_x = (np.asarray(side @ basis, np.float32) for side in sides)
     return train_x, validation_x, test_x
 
 
-def _over_map(log_probabilities: Matrix, seen: Labels, classes: int) -> Matrix:
+def _over_map(log_probabilities: Features, seen: Labels, classes: int) -> Matrix:
     """Spread the columns of the labels seen in training over the whole label map."""
     scores = np.full((len(log_probabilities), classes), np.log(_FLOOR))
     scores[:, seen] = np.maximum(log_probabilities, np.log(_FLOOR))

@@ -201,7 +201,7 @@ class Location:
         if self.is_local:
             self._try(lambda: _write_local(self.local_path, lambda file: file.write(data)))
         else:
-            self._try(lambda: _put_remote(self, lambda stream: stream.write(data)))
+            self._try(lambda: _put_remote(self, data))
 
     def write_text(self, text: str) -> None:
         """Write the whole file in UTF-8, atomically."""
@@ -281,7 +281,7 @@ class Location:
         return with_retries(action, self.uri)
 
     def _upload_file(self, local: Path) -> None:
-        def copy(target: IO[bytes] | pa.NativeFile) -> None:
+        def copy(target: IO[bytes]) -> None:
             with local.open("rb") as source:
                 shutil.copyfileobj(source, target, _CHUNK_BYTES)
 
@@ -289,7 +289,7 @@ class Location:
         if self.is_local:
             with_retries(lambda: _write_local(self.local_path, copy), place)
         else:
-            with_retries(lambda: _put_remote(self, copy), place)
+            with_retries(lambda: _put_remote(self, _mapped(local)), place)
 
     def _download_file(self, local: Path) -> None:
         def copy(target: IO[bytes]) -> None:
@@ -345,18 +345,22 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _put_remote(location: Location, fill: Callable[[pa.NativeFile], object]) -> None:
+def _put_remote(location: Location, data: bytes | pa.Buffer) -> None:
+    """Write in one call: a stream that is closed half-way would commit its half (pyarrow 25)."""
     filesystem, path = location.filesystem()
     stream = filesystem.open_output_stream(path)
-    try:
-        fill(stream)
-    except BaseException:
-        # Closing a stream commits what it has got so far (pyarrow 25), so the piece is taken away.
-        with suppress(OSError):
-            stream.close()
-            filesystem.delete_file(path)
-        raise
+    stream.write(data)
     stream.close()
+
+
+def _mapped(path: Path) -> bytes | pa.Buffer:
+    """The content of a local file without reading it into memory; an empty file has no map."""
+    import pyarrow as pa
+
+    if path.stat().st_size == 0:
+        return b""
+    with pa.memory_map(str(path)) as file:
+        return file.read_buffer()
 
 
 def _read_remote(location: Location) -> bytes:

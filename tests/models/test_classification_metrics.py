@@ -41,6 +41,7 @@ def test_uniform_logits_put_five_of_640_classes_in_the_top_five() -> None:
     assert top_k_accuracy(torch.zeros(640, 640), labels, 5) == pytest.approx(0.0078125)
 
 
+@settings(deadline=None)
 @given(SCORES)
 def test_rank_of_a_label_is_its_place_in_the_ranking(rows: list[list[int]]) -> None:
     scores = torch.tensor(rows, dtype=torch.float32)
@@ -64,6 +65,7 @@ def test_calibration_error_of_the_worked_example() -> None:
     assert expected_calibration_error(confidence, correct) == pytest.approx(0.05)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
 def test_calibration_error_equals_the_definition(rows: list[tuple[float, bool]]) -> None:
     expected = 0.0
@@ -87,6 +89,7 @@ def test_average_precision_of_the_worked_example() -> None:
     assert average_precision(scores[order], relevant[order]) == pytest.approx((1 + 2 / 3) / 2)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=40))
 def test_average_precision_equals_scikit_learn_ties_included(
     rows: list[tuple[int, bool]],
@@ -172,7 +175,7 @@ def test_temperature_of_logits_that_say_nothing_is_one() -> None:
     assert fit_temperature(torch.zeros(3, 4), torch.zeros(3, dtype=torch.long)) == 1.0
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.1, 30.0))
 def test_fitted_temperature_is_never_worse_than_a_grid(seed: int, spread: float) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.classifier import DecoderClassifier
+from models.counting import PYTHIA, parameter_count
 from models.decoder import Decoder, DecoderLM
 from models.decoder_config import DecoderConfig, gpt_neox_config, llama_config
 from models.hf_config import from_hf_config, to_hf_config
@@ -133,9 +134,34 @@ def test_released_pythia_config_is_read() -> None:
         "use_parallel_residual": True,
         "vocab_size": 50304,
     }
-    from models.counting import PYTHIA
-
     assert from_hf_config(values) == PYTHIA["70m"]
+
+
+def test_released_smollm2_config_is_read() -> None:
+    values = {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "hidden_size": 576,
+        "initializer_range": 0.041666666666666664,
+        "intermediate_size": 1536,
+        "is_llama_config": True,
+        "max_position_embeddings": 8192,
+        "model_type": "llama",
+        "num_attention_heads": 9,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 3,
+        "rms_norm_eps": 1e-05,
+        "rope_interleaved": False,
+        "rope_scaling": None,
+        "rope_theta": 100000,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 49152,
+    }
+    config = from_hf_config(values)
+    assert (config.rotary_base, config.head_width, config.tied_embeddings) == (1e5, 64, True)
+    assert parameter_count(config) == 134_515_008
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -111,15 +115,11 @@ def test_classifier_logits_equal_transformers(
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "config"), [*LMS, *CLASSIFIERS])
 def test_files_round_trip_through_transformers(
-    kind: type[PreTrainedModel], config: GPTNeoXConfig | LlamaConfig, tmp_path_factory
+    kind: type[PreTrainedModel], config: GPTNeoXConfig | LlamaConfig, tmp_path: Path
 ) -> None:
     """What transformers saves we read; what we write transformers loads, with the same logits."""
-    import json
-
-    from safetensors.torch import load_file, save_file
-
     theirs = peer(kind, config)
-    folder = tmp_path_factory.mktemp("theirs")
+    folder = tmp_path / "theirs"
     theirs.save_pretrained(folder)
     saved = load_file(folder / "model.safetensors")
     shape = from_hf_config(json.loads((folder / "config.json").read_text()))
@@ -129,7 +129,8 @@ def test_files_round_trip_through_transformers(
 
     classes = theirs.config.num_labels if "score.weight" in saved else None
     values = to_hf_config(shape, classes=classes) | {"pad_token_id": 0}
-    folder = tmp_path_factory.mktemp("ours")
+    folder = tmp_path / "ours"
+    folder.mkdir()
     save_file(written, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(values))
     loaded, report = kind.from_pretrained(folder, output_loading_info=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,16 +63,35 @@ def test_trees_go_up_and_come_down(s3_bucket: Location, tmp_path: Path) -> None:
         assert (tmp_path / "back" / name).read_bytes() == content
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(s3_bucket: Location) -> None:
-    from heliostat.storage import _put_remote
+UPLOAD = """
+import sys
+from pathlib import Path
+from heliostat.storage import Location
+place = Location.of(sys.argv[1])
+place.exists()
+print("ready", flush=True)
+place.upload(Path(sys.argv[2]))
+"""
 
-    def fill(stream) -> None:
-        stream.write(b"x" * 20_000_000)
-        raise RuntimeError("the source broke")
 
-    with pytest.raises(RuntimeError, match="the source broke"):
-        _put_remote(s3_bucket / "half", fill)
-    assert not (s3_bucket / "half").exists()
+def test_an_upload_that_is_killed_leaves_the_whole_object_or_none(
+    s3_bucket: Location, tmp_path: Path
+) -> None:
+    source = tmp_path / "big"
+    source.write_bytes(random.Random(1).randbytes(64 << 20))
+    for attempt in range(4):
+        place = s3_bucket / f"big-{attempt}"
+        process = subprocess.Popen(
+            [sys.executable, "-c", UPLOAD, place.uri, str(source)], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.1 * attempt)
+        process.kill()
+        process.wait()
+        assert not place.exists() or digest(place) == digest(source)
+    place.upload(source)
+    assert digest(place) == digest(source)
 
 
 @pytest.mark.parametrize(

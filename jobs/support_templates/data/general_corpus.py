@@ -26,12 +26,15 @@ MIN_CHARACTERS = 80
 """Length of the shortest paragraph."""
 MIN_LETTER_SHARE = 0.8
 """A paragraph has more than this share of letters and spaces; tables and code have less."""
+MAX_CHARACTERS = 6_000_000
+"""Where the corpus ends by default: about 1.7 million tokens of a small vocabulary."""
 LARGEST_SOURCE_BYTES = 1_000_000
 """Larger source files are generated tables without docstrings."""
 EXCLUDED_PACKAGES = frozenset({"heliostat", "jobs", "models"})
 """Our own packages: their docstrings speak of the very domain that stage 0 must not see."""
 
 _TEST_FOLDER = re.compile(r"^(tests?|testing|_tests?|.*_tests?)$")
+_UNDERLINED = re.compile(r"^.*\n\s*[-=~^]{3,}\s*$", re.MULTILINE)
 _SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
 
 
@@ -53,7 +56,7 @@ class GeneralCorpus:
 
 
 def general_corpus(
-    max_characters: int | None = None, folders: Sequence[Path] | None = None
+    max_characters: int | None = MAX_CHARACTERS, folders: Sequence[Path] | None = None
 ) -> GeneralCorpus:
     """Collect the paragraphs of all docstrings below the folders with installed packages.
 
@@ -121,14 +124,18 @@ def _paragraphs(path: Path) -> Iterator[str]:
         # Templates and fixtures for other Python versions are no source of text.
         return
     for docstring in _docstrings(tree):
-        for block in re.split(r"\n\s*\n", docstring):
+        for block in re.split(r"\n\s*\n", _UNDERLINED.sub("", docstring)):
             paragraph = " ".join(block.split())
             if is_english_prose(paragraph):
                 yield paragraph
 
 
 def _docstrings(tree: ast.Module) -> Iterator[str]:
-    """Docstrings of the module and of all classes and functions at any depth of definitions."""
+    """Docstrings of the module, its classes, their methods and functions, in order.
+
+    What is defined within a function or under a condition is left out: the bodies of functions are
+    most of a tree and hold next to no docstring.
+    """
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()
@@ -136,12 +143,8 @@ def _docstrings(tree: ast.Module) -> Iterator[str]:
             docstring = ast.get_docstring(node, clean=False)
             if docstring is not None and len(docstring) >= MIN_CHARACTERS:
                 yield inspect.cleandoc(docstring)
-        # Expressions hold no definitions, and they are most of the tree.
-        pending += [
-            child
-            for child in reversed(list(ast.iter_child_nodes(node)))
-            if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case)
-        ]
+            if isinstance(node, ast.Module | ast.ClassDef):
+                pending += reversed(node.body)
 
 
 def is_english_prose(paragraph: str) -> bool:

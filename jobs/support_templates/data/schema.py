@@ -183,7 +183,7 @@ def parquet_files(location: Location) -> list[Location]:
 
 
 def _batches(file: Location, columns: tuple[Column, ...]) -> Iterator[pa.RecordBatch]:
-    with _opened(file) as reader:
+    with opened_parquet(file) as reader:
         for remark in check_schema(reader.schema_arrow, columns, file.uri):
             log.warning("%s: %s", file.uri, remark)
         documented = {column.outer for column in columns}
@@ -195,7 +195,7 @@ def _refuse_repeated(table: Location, file: Location, row: int, case_id: str) ->
     """Raise if an earlier row has this id; without one, two ids merely share a digest."""
     for earlier in parquet_files(table):
         number = 0
-        with _opened(earlier) as reader:
+        with opened_parquet(earlier) as reader:
             for batch in reader.iter_batches(columns=["case_id"]):
                 for other in batch.column(0).to_pylist():
                     number += 1
@@ -209,7 +209,7 @@ def _refuse_repeated(table: Location, file: Location, row: int, case_id: str) ->
 
 
 @contextmanager
-def _opened(file: Location) -> Iterator[pq.ParquetFile]:
+def opened_parquet(file: Location) -> Iterator[pq.ParquetFile]:
     with file.open_input() as source:
         try:
             reader = pq.ParquetFile(source)

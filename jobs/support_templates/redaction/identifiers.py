@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 
 from stdnum import iban, luhn
+from stdnum.iso7064 import mod_97_10
 
 from jobs.support_templates.redaction.phones import CUE_REACH, DASH, NOT_PERSONAL_CUE
 from jobs.support_templates.redaction.spans import Span
@@ -20,19 +21,25 @@ from jobs.support_templates.redaction.spans import Span
 _DIGIT_GROUPS = re.compile(rf"(?<![\w.+])\d+(?:[ .{DASH}]\d+)*(?!\w)")
 _CARD_DIGITS = range(12, 20)
 _CARD_GROUPINGS = ((4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3))
-_CARD_CUE = re.compile(r"\b(?:card|visa|mastercard|amex|debit|credit|pan)\b[^\d\n]*$", re.IGNORECASE)
+_CARD_CUE = re.compile(
+    r"\b(?:card|visa|mastercard|amex|debit|credit|pan)\b[^\d\n]*$", re.IGNORECASE
+)
 _CARD_CODE = re.compile(
-    r"\b(?:cvv2?|cvc2?|cv2|security code)(?: (?:number|code))?(?: is| was)?[\s:=#-]*(\d{3,4})(?!\w)",
+    r"\b(?:cvv2?|cvc2?|cv2|security code)(?: (?:number|code))?(?: is| was)?[\s:=#-]{0,4}"
+    r"(\d{3,4})(?!\w)",
     re.IGNORECASE,
 )
 _SSN = re.compile(rf"(?<![\w{DASH}])\d{{3}}([ .{DASH}])\d{{2}}\1\d{{4}}(?!\w)(?![{DASH}]\d)")
 _SSN_CUED = re.compile(
-    r"\b(?:ssn|social(?: security)?|itin|tin|tax ?id|national insurance|nino)\b[^\d\n]{0,30}?"
-    rf"(?P<number>\d{{3}}[ .{DASH}]?\d{{2}}[ .{DASH}]?\d{{4}}|\d{{4}})(?!\w)",
+    r"\b(?:ssn|social(?: security)?|itin|tin|tax ?id|national insurance|nino|sin)\b[^\d\n]{0,30}?"
+    rf"(?P<number>\d{{3}}[ .{DASH}]?(?:\d{{2}}[ .{DASH}]?\d{{4}}|\d{{3}}[ .{DASH}]?\d{{3}})"
+    r"|\d{4})(?!\w)",
     re.IGNORECASE,
 )
 _NATIONAL_INSURANCE = re.compile(
-    r"(?<!\w)[A-CEGHJ-PR-TW-Z]{2} ?\d{2} ?\d{2} ?\d{2} ?[A-D](?!\w)", re.IGNORECASE
+    r"(?<!\w)[A-Z]{2} ?\d{2} ?\d{2} ?\d{2} ?[A-Z](?!\w)"
+    r"|(?<!\w)[A-Z]{6}\d{2}[A-Z]\d{2}[A-Z]\d{3}[A-Z](?!\w)",
+    re.IGNORECASE,
 )
 _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,30}")
 _IBAN_LENGTHS = range(34, 14, -1)
@@ -44,7 +51,9 @@ _ACCOUNT_CUED = re.compile(
     r"|member|membership|policy|wallet|passport|licen[cs]e|user|national|tax)"
     r"(?:[\s:#.=(-]{1,3}(?:number|numbers|no|num|nr|id|code|is|was|it'?s|ending|in|with|you|guys"
     r"|your|bank|for|my|the|of|at)\b){0,5}"
-    rf"[\s:#.=(-]{{1,4}}(?P<number>[A-Za-z]{{0,6}}\d[A-Za-z\d]*(?: \d{{3,}}|[{DASH}]\d{{2,}})*)(?!\w)",
+    r"[\s:#.=(-]{1,4}"
+    r"(?P<number>[A-Za-z]{0,6}\d[A-Za-z\d]{0,33}"
+    rf"(?: \d{{3,12}}|[{DASH}]\d{{2,12}}){{0,6}})(?!\w)",
     re.IGNORECASE,
 )
 _SHORTEST_CUED_ACCOUNT = 5
@@ -80,9 +89,7 @@ def _cards(text: str) -> Iterator[Span]:
             first += 1
 
 
-def _card_end(
-    text: str, groups: list[tuple[int, int]], first: int, is_cued: bool
-) -> int | None:
+def _card_end(text: str, groups: list[tuple[int, int]], first: int, is_cued: bool) -> int | None:
     """Index of the last group of the longest card number that starts with group `first`."""
     digits = ""
     sizes: list[int] = []
@@ -111,7 +118,7 @@ def _is_card(digits: str, sizes: tuple[int, ...], is_cued: bool) -> bool:
 
 
 def _social_security_numbers(text: str) -> Iterator[Span]:
-    """US social security and taxpayer numbers, British national insurance numbers."""
+    """Numbers of social security and tax: US, Canadian with a cue, British, Italian."""
     for match in _SSN.finditer(text):
         yield Span(match.start(), match.end(), "SSN")
     for match in _SSN_CUED.finditer(text):
@@ -121,21 +128,23 @@ def _social_security_numbers(text: str) -> Iterator[Span]:
 
 
 def _ibans(text: str) -> Iterator[Span]:
-    """IBANs in any case and grouping; the checksum finds where the number ends."""
+    """IBANs in any case and grouping; the checksum finds where the number ends.
+
+    A length that the country does not use is accepted where the checksum holds.
+    """
     position = 0
     while match := _IBAN.search(text, position):
         position = match.start() + 4
         places = [match.start() + i for i, c in enumerate(match.group()) if c.isalnum()]
         compact = "".join(text[place] for place in places)
-        for length in _IBAN_LENGTHS:
-            if length > len(compact):
-                continue
-            end = places[length - 1] + 1
-            if text[end : end + 1].isalnum() or not iban.is_valid(compact[:length]):
-                continue
-            yield Span(match.start(), end, "IBAN")
-            position = end
-            break
+        ends = {n: places[n - 1] + 1 for n in _IBAN_LENGTHS if n <= len(compact)}
+        whole = [n for n, end in ends.items() if not text[end : end + 1].isalnum()]
+        length = next((n for n in whole if iban.is_valid(compact[:n])), None) or next(
+            (n for n in whole if mod_97_10.is_valid(compact[4:n] + compact[:4])), None
+        )
+        if length is not None:
+            position = ends[length]
+            yield Span(match.start(), position, "IBAN")
 
 
 def _accounts(text: str) -> Iterator[Span]:

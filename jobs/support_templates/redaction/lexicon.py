@@ -20,13 +20,25 @@ from pathlib import Path
 FREQUENT_SURNAMES = 5000
 """How many of the 88,799 surnames may start a find on their own, in lower case."""
 
-EVERYDAY_SURNAMES = 150
-"""How many surnames are accepted after a given name in lower case though they are words."""
 
-NOUN_SURNAMES = 3000
-"""How many surnames are accepted beside a given name though they are words, if capitalised."""
+SURNAMES_DESPITE_WORDS = 3000
+"""How many surnames are accepted beside a given name though they are common words."""
 
-_NEVER_SURNAMES = frozenset({"long", "price", "may", "day", "little", "love", "hunt", "west"})
+
+def word_set(text: str) -> frozenset[str]:
+    """The words of a list that is written as running text."""
+    return frozenset(text.split())
+
+
+_NOT_IN_LOWER_CASE = word_set(
+    "best blank block boston box brand call carrier case cash cloud day deal do driver early "
+    "east england english fair france free french friend german good hand head heard high "
+    "holder house hurt key keys link little london long love madrid main major march means "
+    "merchant north numbers page paris parent person post price quick read rush sample self "
+    "shell shook south spain story street washington welsh west york"
+)
+"""Surnames that after a given name in lower case more often go on with the sentence."""
+
 _WORD = re.compile(r"[a-z]+")
 _LETTERS_NFKD_KEEPS = str.maketrans({"ß": "ss", "ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe"})
 
@@ -36,6 +48,7 @@ class Lexicon:
     """Names and words in folded spelling: lower case, no diacritics, no apostrophes."""
 
     common: frozenset[str]
+    ordinary: frozenset[str]
     given: frozenset[str]
     surnames: frozenset[str]
     everyday_surnames: frozenset[str]
@@ -83,14 +96,16 @@ def load_lexicon() -> Lexicon:
     folder = resources.files(__package__)
     common = frozenset(folder.joinpath("common_words.txt").read_text(encoding="ascii").split())
     given = frozenset((*male, *female))
+    everyday = frozenset(family[:SURNAMES_DESPITE_WORDS])
     return Lexicon(
         common=common,
+        ordinary=common - everyday,
         given=given,
         surnames=frozenset(family),
-        everyday_surnames=frozenset(family[:EVERYDAY_SURNAMES]) - _NEVER_SURNAMES,
-        noun_surnames=frozenset(family[:NOUN_SURNAMES]) - {"may"},
+        everyday_surnames=everyday - _NOT_IN_LOWER_CASE,
+        noun_surnames=everyday - {"may"},
         sure_given=given - common,
-        sure_surnames=frozenset(family[:FREQUENT_SURNAMES]) - common - given,
+        sure_surnames=frozenset(family[:FREQUENT_SURNAMES]) - common,
     )
 
 

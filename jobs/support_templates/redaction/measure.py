@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heliostat.errors import DataError
-
 from jobs.support_templates.redaction.redactor import Redactor, build_redactor
 from jobs.support_templates.redaction.spans import KINDS, Span
 
@@ -67,7 +66,9 @@ def measure_recall(
             _check(span, text, number)
             seen[span.kind] += 1
             covered[span.kind] += is_covered(span, spans)
-    by_kind = {kind: KindRecall(covered[kind] / seen[kind], seen[kind]) for kind in KINDS if seen[kind]}
+    by_kind = {
+        kind: KindRecall(covered[kind] / seen[kind], seen[kind]) for kind in KINDS if seen[kind]
+    }
     return Measurement(by_kind, flagged / clean if clean else 0.0, clean)
 
 

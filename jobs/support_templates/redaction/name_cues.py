@@ -2,13 +2,17 @@
 
 `TOLD`: the writer says that a name follows ("my name is"), so any uncommon word is one. `GREETED`:
 a greeting or a closing ("Hi Sarah,", "Regards, Tom"). `RELATED`: a person is spoken of ("my wife
-Ana"). `INTRODUCED`: "I am", "this is", which mostly go on with anything but a name.
+Ana"). `INTRODUCED`: "I am", "this is", which mostly go on with anything but a name. `MENTIONED`: a
+preposition or a verb of paying ("to Mark"), after which capital letters make an ambiguous or an
+unknown word a name.
 """
 
 from __future__ import annotations
 
 import re
 from enum import Enum
+
+from jobs.support_templates.redaction.lexicon import word_set
 
 
 class Cue(Enum):
@@ -18,12 +22,13 @@ class Cue(Enum):
     RELATED = "related"
     GREETED = "greeted"
     INTRODUCED = "introduced"
+    MENTIONED = "mentioned"
 
 
-CUE_WORDS = frozenset(
-    "name names named called call holder cardholder accountholder behalf attn registered issued "
-    "hi hello hey hiya dear morning afternoon evening regards sincerely cheers thanks thx thank "
-    "wife husband speaking".split()
+CUE_WORDS = word_set(
+    "name names named called call holder cardholder accountholder behalf attn registered "
+    "issued hi hello hey hiya dear morning afternoon evening regards sincerely cheers thanks "
+    "thx thank wife husband speaking here"
 )
 """Words that make a text worth reading for names; cues that need a capital letter are not here."""
 
@@ -57,7 +62,11 @@ _INTRODUCED = re.compile(
     r"(?<!\w)(?:i\sam|i['’]?m|this\sis|it['’]?s|it\sis|that\sis|that['’]?s|here\sis)\s",
     re.IGNORECASE,
 )
+_MENTIONED = re.compile(
+    r"(?<!\w)(?:to|from|by|with|paid|pay|paying|told|asked|owe|gave|and|between)\s", re.IGNORECASE
+)
 _IN_ORDER = (
+    (_MENTIONED, Cue.MENTIONED),
     (_INTRODUCED, Cue.INTRODUCED),
     (_GREETED, Cue.GREETED),
     (_RELATED, Cue.RELATED),

@@ -11,7 +11,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-from jobs.support_templates.redaction.lexicon import fold, holds_any, load_lexicon
+from jobs.support_templates.redaction.lexicon import fold, holds_any, load_lexicon, word_set
 from jobs.support_templates.redaction.spans import Span
 
 _LABEL = r"[\w-]++"
@@ -24,7 +24,8 @@ _SPELLED_DOT = r"(?: dot |\.|\(dot\)|\[dot\])"
 _MAIL_HOSTS = r"(?:gmail|googlemail|yahoo|hotmail|outlook|icloud|aol|proton(?:mail)?|gmx|live|msn)"
 _SPELLED_EMAIL = re.compile(
     rf"(?<![\w.+%-])[\w+%-]{{1,64}}(?:{_SPELLED_DOT}[\w+%-]{{1,64}}){{0,3}}{_SPELLED_AT}"
-    rf"(?:{_MAIL_HOSTS}{_SPELLED_DOT}[a-z]{{2,6}}|[\w-]{{2,63}}(?: dot |\(dot\)|\[dot\])[a-z]{{2,6}})"
+    rf"(?:{_MAIL_HOSTS}{_SPELLED_DOT}[a-z]{{2,6}}"
+    r"|[\w-]{2,63}(?: dot |\(dot\)|\[dot\])[a-z]{2,6})"
     r"(?![\w])",
     re.IGNORECASE,
 )
@@ -52,10 +53,10 @@ _HANDLE_CUE = re.compile(
     r"(?P<link> (?:is|was|as|called|set to) | ?[:=] ?| - )?[ \"'“‘]*(?P<handle>[\w.#-]{3,40})",
     re.IGNORECASE,
 )
-_HANDLE_WORDS = frozenset(
-    "user username userid login log handle nick nickname screen screenname gamer gamertag twitter "
-    "insta instagram telegram skype discord snap snapchat tik tiktok linkedin venmo cash cashapp "
-    "cashtag paypal rev revtag alias".split()
+_HANDLE_WORDS = word_set(
+    "user username userid login log handle nick nickname screen screenname gamer gamertag "
+    "twitter insta instagram telegram skype discord snap snapchat tik tiktok linkedin venmo "
+    "cash cashapp cashtag paypal rev revtag alias"
 )
 
 

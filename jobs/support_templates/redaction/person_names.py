@@ -3,8 +3,8 @@
 Words are read from left to right. A name starts at a title, at a given name that is no common word,
 at an ambiguous given name (Will, Mark) beside a surname, at two capitalised words of which one is a
 listed name, or where a cue such as "my name is" or "Hi" announces one. From its first word it runs
-on over initials, particles, surnames and suffixes. Capital letters are evidence only where the
-writer uses them sparingly: in "WHERE IS MY CARD" and "Where Is My Card" they say nothing.
+on over initials, particles, surnames and suffixes. Capital letters are evidence only where most
+common words go without: in "WHERE IS MY CARD" and "Where Is My Card" they say nothing.
 """
 
 from __future__ import annotations
@@ -15,36 +15,28 @@ from functools import cache
 
 from jobs.support_templates.redaction.lexicon import Lexicon, fold, holds_any, load_lexicon
 from jobs.support_templates.redaction.name_cues import CUE_WORDS, Cue, find_cues
+from jobs.support_templates.redaction.name_words import (
+    CAPITAL_TITLES,
+    DOTTED,
+    MODALS,
+    NEVER_MENTIONED,
+    NEVER_NAMES,
+    PARTICLES,
+    SUFFIXES,
+    TITLES,
+)
 from jobs.support_templates.redaction.spans import Span
 
-LONGEST_NAME = 7
+_LONGEST_NAME = 7
 """Words of the longest name, title and suffixes included."""
-
-TITLES = frozenset("mr mrs ms mx dr prof professor".split())
-CAPITAL_TITLES = frozenset("miss sir madam madame lady lord rev reverend capt captain sgt".split())
-"""Titles that are also ordinary words, so that only a capital letter makes them titles."""
-
-SUFFIXES = frozenset("jr sr ii iii iv md dds dvm phd esq cpa".split())
-PARTICLES = frozenset(
-    "de da do dos das di del della van von der den ter la le bin bint ibn al el st san y".split()
-)
-MODALS = frozenset({"will", "may", "can"})
-
-NEVER_NAMES = frozenset(
-    "ai an angle art august brain carry chance china date desire dot else era ha hang hung in loan "
-    "long ma man manual many mi min miss my numbers ok pa page ping season see so soon spring ta the "
-    "van vi "
-    "april june july january february march monday friday saturday sunday "
-    "buddy dear guy honey lady love man son sunshine sweet sir".split()
-)
-"""Words of the list of given names that no cue turns into a name."""
 
 _LETTER = r"(?:[^\W\d_][\u0300-\u036f]*+)"
 _WORD = re.compile(rf"(?<!\w){_LETTER}++(?:['’\-‐]{_LETTER}++)*+(?!\w)")
 _POSSESSIVE = ("'s", "’s", "'S", "’S")
-_CAPITAL_INSIDE = re.compile(r"\S\s+[^\W\d_a-z][^\W\d_A-Z]")
-_INFORMATIVE_SHARE = 0.6
-_FEW_WORDS = 3
+_CAPITAL_INSIDE = re.compile(r"\s(?<![.!?] )[^\W\d_a-z][^\W\d_A-Z]")
+"""A capitalised word that does not just begin a sentence."""
+
+_SELF_NAMED = re.compile(r"[ ,]{1,2}(?:here|speaking|writing|calling)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +53,22 @@ class _Word:
 def find_names(text: str) -> list[Span]:
     """Spans of NAME, titles and suffixes included."""
     lexicon = load_lexicon()
-    if not holds_any(text, _trigger_words()) and not _CAPITAL_INSIDE.search(text):
+    if not (
+        holds_any(text, _trigger_words())
+        or _CAPITAL_INSIDE.search(text)
+        or (" " not in text and text[:1].isupper())
+    ):
         return []
     words = [_word(match) for match in _WORD.finditer(text)]
     reader = _Reader(text, words, lexicon)
     spans: list[Span] = []
-    index = 0
-    while index < len(words):
-        end = reader.name_end(index)
-        if end > index:
-            spans.append(Span(words[index].start, words[end - 1].end, "NAME"))
-        index = max(end, index + 1)
+    position = 0
+    for index in range(len(words)):
+        if index < position or not reader.may_start(index):
+            continue
+        position = reader.name_end(index)
+        if position > index:
+            spans.append(Span(words[index].start, reader.character_end(position), "NAME"))
     return spans
 
 
@@ -104,9 +101,22 @@ class _Reader:
         self._words = words
         self._lexicon = lexicon
         self._cues = find_cues(text)
-        capitals = sum(word.is_capital for word in words)
-        self._capitals_inform = not text.isupper() and (
-            len(words) <= _FEW_WORDS or capitals <= _INFORMATIVE_SHARE * len(words)
+        ordinary = [
+            word.is_capital
+            for word in words[1:]
+            if len(word.key) > 1 and word.key in lexicon.ordinary
+        ]
+        self._capitals_inform = not text.isupper() and 2 * sum(ordinary) <= len(ordinary)
+
+    def may_start(self, index: int) -> bool:
+        """Whether the word is worth a closer look; most words are not."""
+        word = self._words[index]
+        return (
+            word.is_capital
+            or word.key in self._lexicon.given
+            or word.start in self._cues
+            or word.key in TITLES
+            or "-" in word.key
         )
 
     def name_end(self, index: int) -> int:
@@ -119,9 +129,18 @@ class _Reader:
             return self._extended(index, index + 1, is_told=cue is Cue.TOLD)
         if self._lexicon.is_sure_given(word.key):
             return self._extended(index, index + 1, is_told=False)
-        if self._is_given_beside_surname(index) or self._is_capital_pair(index):
+        if (
+            self._is_given_beside_surname(index)
+            or self._is_capital_pair(index)
+            or self._stands_alone(index)
+        ):
             return self._extended(index, index + 1, is_told=False)
         return index
+
+    def character_end(self, index: int) -> int:
+        """Where the name whose words end before `index` ends, the full stop of "Jr." included."""
+        last = self._words[index - 1]
+        return last.end + (last.key in DOTTED and self._text[last.end : last.end + 1] == ".")
 
     def _is_title(self, index: int) -> bool:
         """Whether a title stands here before a word that can be a name."""
@@ -145,6 +164,12 @@ class _Reader:
             return not is_common or lexicon.is_given(word.key) or self._is_capital_surname(word)
         if word.key in MODALS and not self._closes(index):
             return False
+        if cue is Cue.MENTIONED:
+            return (
+                word.key not in NEVER_MENTIONED
+                and self._shows_capital(word)
+                and (lexicon.is_given(word.key) or self._is_proper(word))
+            )
         if lexicon.is_given(word.key):
             return self._shows_capital(word) or (cue is Cue.GREETED and self._closes(index))
         if is_common or word.is_upper:
@@ -153,15 +178,7 @@ class _Reader:
             return lexicon.is_sure_surname(word.key) or (
                 self._shows_capital(word) and self._closes(index)
             )
-        if not self._shows_capital(word):
-            return False
-        follower = self._at(index + 1)
-        return cue is Cue.RELATED or (
-            follower is not None
-            and self._shows_capital(follower)
-            and self._gap(index + 1) == " "
-            and not lexicon.is_common(follower.key)
-        )
+        return self._is_proper(word)
 
     def _is_given_beside_surname(self, index: int) -> bool:
         """Whether an ambiguous given name or an initial stands before a surname."""
@@ -180,7 +197,7 @@ class _Reader:
         if not lexicon.is_given(word.key) or word.key in NEVER_NAMES:
             return False
         if lexicon.is_sure_surname(surname.key):
-            return True
+            return word.key not in MODALS or not lexicon.is_given(surname.key)
         return (
             self._shows_capital(word)
             and self._shows_capital(surname)
@@ -188,27 +205,36 @@ class _Reader:
             and (not lexicon.is_common(surname.key) or lexicon.is_noun_surname(surname.key))
         )
 
-    def _is_capital_pair(self, index: int) -> bool:
-        """Whether two capitalised, uncommon words stand here, at least one of them a known name."""
-        word, follower = self._words[index], self._at(index + 1)
-        if follower is None or self._gap(index + 1) != " ":
+    def _stands_alone(self, index: int) -> bool:
+        """Whether an ambiguous given name is all there is, or says "here" or "speaking"."""
+        word = self._words[index]
+        if not self._shows_capital(word) or word.key in NEVER_NAMES | MODALS:
             return False
-        for part in (word, follower):
-            if not self._shows_capital(part) or part.is_upper or len(part.key) < 2:
-                return False
-            if self._lexicon.is_common(part.key):
-                return False
-        return any(
-            self._lexicon.is_surname(part.key)
-            or self._lexicon.is_given(part.key)
-            or not self._text[part.start : part.end].isascii()
-            for part in (word, follower)
-        )
+        is_given = self._lexicon.is_given(word.key)
+        if not is_given and self._lexicon.is_common(word.key):
+            return False
+        if _SELF_NAMED.match(self._text, word.end):
+            return True
+        is_all = word.end - word.start == len(self._text.strip(" .!"))
+        return is_all and (is_given or self._is_listed(word))
+
+    def _is_capital_pair(self, index: int) -> bool:
+        """Whether two capitalised, uncommon words stand here, particles between them or not."""
+        if not self._is_proper(self._words[index]):
+            return False
+        following = self._at(index + 1)
+        if following is None or not self._joins(index + 1):
+            return False
+        if following.key in PARTICLES:
+            end = self._particle_end(index + 1)
+            return end > index + 1 and self._is_proper(self._words[end - 1])
+        return self._is_proper(following)
 
     def _extended(self, begin: int, end: int, is_told: bool) -> int:
         """Index after the last word of the name whose words `begin` to `end` are known."""
         known = end
-        while end < len(self._words) and end - begin < LONGEST_NAME:
+        has_common = False
+        while end < len(self._words) and end - begin < _LONGEST_NAME:
             word = self._words[end]
             if word.key in SUFFIXES and re.fullmatch(r"[ .,]{1,3}", self._gap(end)):
                 end += 1
@@ -217,25 +243,26 @@ class _Reader:
                     end += 1
                 else:
                     break
-            elif self._is_initial(end) and self._continues(end + 1, is_first=end == known):
+            elif self._is_initial(end) and self._continues(end + 1, has_common):
                 end += 2
             elif word.key in PARTICLES and self._particle_end(end) > end:
                 end = self._particle_end(end)
-            elif self._continues(end, is_first=end == known) or (
+            elif self._continues(end, has_common) or (
                 is_told and end == known and self._is_unknown(word)
             ):
+                has_common = has_common or self._lexicon.is_common(word.key)
                 end += 1
             else:
                 break
         return end
 
-    def _continues(self, index: int, is_first: bool) -> bool:
-        """Whether the word can be a further part of a name; common words only directly after it."""
+    def _continues(self, index: int, has_common: bool) -> bool:
+        """Whether the word can be a further part of a name, which holds one common word at most."""
         word, lexicon = self._at(index), self._lexicon
         if word is None or not self._joins(index) or len(word.key) < 2:
             return False
         if lexicon.is_common(word.key):
-            if not is_first:
+            if has_common:
                 return False
             return word.key in lexicon.everyday_surnames or (
                 self._shows_capital(word) and lexicon.is_noun_surname(word.key)
@@ -268,6 +295,23 @@ class _Reader:
     def _is_unknown(self, word: _Word) -> bool:
         """Whether the word is in no list, so that after a cue only a name explains it."""
         return len(word.key) > 1 and not self._lexicon.is_common(word.key)
+
+    def _is_proper(self, word: _Word) -> bool:
+        """Whether the word is capitalised, no acronym and no common word."""
+        return (
+            self._shows_capital(word)
+            and not word.is_upper
+            and len(word.key) > 1
+            and not self._lexicon.is_common(word.key)
+        )
+
+    def _is_listed(self, word: _Word) -> bool:
+        """Whether the word is no common word and in the lists, or spelled as English is not."""
+        return not self._lexicon.is_common(word.key) and (
+            self._lexicon.is_surname(word.key)
+            or self._lexicon.is_given(word.key)
+            or not self._text[word.start : word.end].isascii()
+        )
 
     def _is_capital_surname(self, word: _Word) -> bool:
         return self._shows_capital(word) and self._lexicon.is_noun_surname(word.key)

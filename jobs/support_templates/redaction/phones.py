@@ -1,9 +1,10 @@
 """Telephone numbers.
 
-Three layers. Written the North American way, a number is taken by its shape. International numbers
-and numbers with a trunk zero are taken by shape, with `phonenumbers` deciding how many groups belong
-to them. Other groups of digits need a cue such as "call me on" or must be valid in a region that
-`phonenumbers` knows. Amounts, years, dates and order numbers are none of these.
+Three layers. Written the North American way, a number is taken by its shape. International
+numbers and numbers with a trunk zero are taken by shape, with `phonenumbers` deciding how many
+groups belong to an international one. Other groups of digits need a cue such as "call me on" or
+must be valid in a region that `phonenumbers` knows. Amounts, years, dates and order numbers are
+none of these.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ _GROUPED = re.compile(rf"{_BEFORE}\d{{2,4}}(?:[ .{DASH}]\d{{2,4}}){{2,4}}{_AFTER
 _CUED = re.compile(
     r"\b(?:phone|mobile|mob|cell|cellphone|tel|telephone|landline|fax|whatsapp|sms|call|text|ring"
     r"|reach|contact|my (?:new |old |other )?(?:number|no|nr))\b"
-    rf"(?P<gap>[^\d\n+(]{{0,30}})(?P<number>(?!\+|00[1-9])\(?\d(?:[ ./(){DASH}]{{0,2}}\d){{6,14}}{_EXTENSION})"
-    r"(?![\w])",
+    r"(?P<gap>[^\d\n+(]{0,30})"
+    rf"(?P<number>(?!\+|00[1-9])\(?\d(?:[ ./(){DASH}]{{0,2}}\d){{6,14}}{_EXTENSION})(?![\w])",
     re.IGNORECASE,
 )
 _CUE_BROKEN = re.compile(
@@ -70,7 +71,8 @@ _CUE_BROKEN = re.compile(
     re.IGNORECASE,
 )
 _DATE_LIKE = re.compile(
-    r"\d{1,2}([./ -])\d{1,2}\1(?:\d{4}|\d{2})(?:\D|$)|(?:19|20)\d\d([./ -])\d{1,2}\2\d{1,2}(?:\D|$)"
+    r"\d{1,2}([./ -])\d{1,2}\1(?:19|20)\d\d(?!\d)|(?:19|20)\d\d([./ -])\d{1,2}\2\d{1,2}(?!\d)"
+    r"|\d{1,2}([./-])\d{1,2}\3\d\d(?!\d)"
 )
 _GROUP = re.compile(r"\d+")
 _REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "PL", "PT", "AU", "IN", "BR", "MX")

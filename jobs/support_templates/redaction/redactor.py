@@ -28,8 +28,8 @@ from jobs.support_templates.redaction.spans import (
 
 REDACTOR_VERSION = "1"
 """Version of the rules. Any change that can alter one output raises it: a pattern, a word list, the
-merging, a pinned library that a rule asks (`names`, `phonenumbers`, `python-stdnum`). Derived tables
-carry it, the packer and the endpoint compare it, so a stale table is refused and never mixed in."""
+merging, a pinned library that a rule asks (`names`, `phonenumbers`, `python-stdnum`). Derived
+tables carry it, and the packer and the endpoint refuse a version that is not theirs."""
 
 MAX_ROUNDS = 8
 """How often a piece may be cut and searched again. Real text needs two rounds. A text made to need

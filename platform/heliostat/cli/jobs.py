@@ -14,13 +14,8 @@ def jobs() -> None:
     if not found:
         say("There are no jobs: go to a folder that has jobs/, or install a package of jobs.")
         return
-    rows = [
-        (
-            name,
-            ", ".join(dict.fromkeys((LAPTOP, *job.sizes()))),
-            job.summary,
-            shown_path(job.folder),
-        )
-        for name, job in found.items()
-    ]
+    rows = []
+    for name, job in found.items():
+        sizes = ", ".join(dict.fromkeys((LAPTOP, *job.sizes())))
+        rows.append((name, sizes, job.summary, shown_path(job.folder)))
     show_table(None, ("job", "sizes", "what it is", "where"), rows)

@@ -24,7 +24,6 @@ from heliostat.errors import (
     EXIT_INTERRUPTED,
     EXIT_USER,
     HeliostatError,
-    UserError,
 )
 
 DEBUG = "--debug"
@@ -91,13 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except TyperException as error:
-        _tell(f"{error.format_message()} (see heliostat --help)")
+        # Without a subcommand the help was printed and there is nothing to add.
+        if message := error.format_message():
+            _tell(f"{message} (see heliostat --help)")
         return EXIT_USER
     except HeliostatError as error:
         if is_debug:
             traceback.print_exc()
         message = str(error)
-        if not isinstance(error, UserError) and not is_debug:
+        if error.exit_code == EXIT_FAULT and not is_debug:
             message += f"\nThe traceback is in {_log_traceback()}."
         _tell(message)
         return error.exit_code

@@ -116,7 +116,7 @@ def check_clock() -> Finding:
         return Finding(
             "clock",
             "fail",
-            f"it is {time.ctime(now)} here, before heliostat was installed ({time.ctime(installed)})",
+            f"it is {time.ctime(now)} here, but heliostat was installed on {time.ctime(installed)}",
             "set the clock (timedatectl set-ntp true); object stores refuse wrong times",
         )
     with tempfile.NamedTemporaryFile(dir=_existing(settings().home)) as file:
@@ -133,6 +133,7 @@ def check_clock() -> Finding:
 
 def _check_disk(name: str, folder: Path) -> Finding:
     usage = shutil.disk_usage(folder)
+    # As Ray reckons: what is reserved for root counts as taken.
     full = 1 - usage.free / usage.total
     detail = f"{folder} ({name}): {usage.free / 1e9:.1f} GB free, {full:.0%} taken"
     if full > _FULL_DISK:

@@ -14,6 +14,7 @@ from heliostat.config.settings import settings
 from heliostat.errors import UserError
 
 _PROBE_TIMEOUT_S = 3.0
+_VERSIONS_TIMEOUT_S = 10.0
 _MOST_SOCKET_PATH = 107
 # What Ray appends to its temporary folder for its longest socket name.
 _SOCKET_PATH_BYTES = 68
@@ -47,9 +48,17 @@ def _check_cluster(address: str, origin: str) -> Finding:
             "start it, or unset RAY_ADDRESS to use this machine alone (`ray stop` forgets a dead "
             "cluster)",
         )
-    theirs, python = ray_internals.cluster_versions(address)
+    versions = ray_internals.cluster_versions(address, _VERSIONS_TIMEOUT_S)
+    if versions is None:
+        return Finding(
+            "ray",
+            "fail",
+            f"something listens at {address} ({origin}), but not a Ray cluster that answers us",
+            "check the port (6379 by default) and the cluster's token (RAY_AUTH_TOKEN_PATH)",
+        )
+    theirs, python = versions
     ours = ".".join(str(part) for part in sys.version_info[:3])
-    if (theirs, python) != (ray.__version__, ours):
+    if versions != (ray.__version__, ours):
         return Finding(
             "ray",
             "fail",

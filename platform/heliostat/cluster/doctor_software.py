@@ -24,7 +24,7 @@ def check_python() -> Finding:
     from packaging.specifiers import SpecifierSet
 
     version = ".".join(str(part) for part in sys.version_info[:3])
-    wanted = metadata.metadata(_DISTRIBUTION).get("Requires-Python", "")
+    wanted = metadata.metadata(_DISTRIBUTION)["Requires-Python"]
     if SpecifierSet(wanted).contains(version):
         return Finding("python", "ok", f"{version} at {sys.executable}")
     return Finding(
@@ -97,7 +97,8 @@ def check_torch() -> Finding:
     build = f"torch {torch.__version__}"
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        nccl = ".".join(str(part) for part in torch.cuda.nccl.version())
+        version = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+        nccl = ".".join(str(part) for part in version)
         detail = f"{build}, CUDA {torch.version.cuda}, NCCL {nccl}: {', '.join(names)}"
         unknown = sorted({name for name in names if find_device(name) is None})
         if unknown:

@@ -15,7 +15,7 @@ from heliostat.cluster.compute_rate import ComputeRate, measured_cpu_rate, state
 from heliostat.cluster.feasibility import require_feasible
 from heliostat.cluster.fit_estimate import Disk, FitEstimate, StageMemory, Work
 from heliostat.cluster.fit_plan import FitPlan
-from heliostat.cluster.hardware import find_device
+from heliostat.cluster.hardware import memory_bytes
 from heliostat.cluster.model_states import (
     STAGES,
     checkpoint_bytes,
@@ -147,8 +147,7 @@ def _memory_limit(
     request: ResourceRequest, cluster: ClusterResources, device_name: str | None
 ) -> float | None:
     if request.gpus:
-        known = find_device(device_name) if device_name else None
-        return None if known is None else known.memory_bytes
+        return memory_bytes(device_name) if device_name else None
     shares = [
         node.memory_bytes / min(workers_on(node, request), request.workers_max)
         for node in cluster.nodes

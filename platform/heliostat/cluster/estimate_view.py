@@ -102,8 +102,8 @@ def _stages(estimate: FitEstimate) -> RenderableType:
     if limit is not None:
         title += f"; fits within {USABLE_MEMORY:.0%} of {size(limit)}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    columns = ("ZeRO", "weights", "gradients", "optimiser", "activations", "total", "host", "fits")
-    for name in columns:
+    parts = ("weights", "gradients", "optimiser", "state", "activations", "total", "host")
+    for name in ("ZeRO", *parts, "fits"):
         table.add_column(name, justify="right")
     for row in estimate.memory:
         table.add_row(*_stage_cells(estimate, row))
@@ -118,6 +118,7 @@ def _stage_cells(estimate: FitEstimate, row: StageMemory) -> list[str]:
         size(state.weights),
         size(state.gradients),
         size(state.optimizer),
+        size(state.device),
         _size_or_unknown(estimate.activations),
         size(row.total),
         size(state.host),

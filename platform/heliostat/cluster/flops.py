@@ -109,7 +109,11 @@ def _attention_on_cpu() -> dict[Any, Any]:
 
 
 def model_flops_utilisation(
-    flops_per_step: float, seconds: float, world_size: int, device_name: str, precision: str
+    flops_per_step: float,
+    seconds: float,
+    world_size: int,
+    device_name: str | None,
+    precision: str,
 ) -> float | None:
     """Share of the devices' dense peak that a step's model FLOPs make up (MFU).
 
@@ -118,7 +122,7 @@ def model_flops_utilisation(
             recomputation.
         seconds: wall-clock time of that step.
         world_size: devices that share the step.
-        device_name: as `torch.cuda.get_device_name` reports it.
+        device_name: as `torch.cuda.get_device_name` reports it; None on a CPU.
         precision: one of `hardware.PRECISIONS`.
 
     Returns:
@@ -129,7 +133,7 @@ def model_flops_utilisation(
     """
     if seconds <= 0 or world_size < 1:
         raise Fault(f"MFU needs a positive time and device count, got {seconds} s, {world_size}")
-    peak = peak_flops(device_name, precision)
+    peak = None if device_name is None else peak_flops(device_name, precision)
     if peak is None:
         return None
     share = flops_per_step / (seconds * world_size * peak)

@@ -107,10 +107,3 @@ def memory_bytes(device_name: str) -> float | None:
     """Memory of a device, or None when it is unknown."""
     device = find_device(device_name)
     return None if device is None else device.memory_bytes
-
-
-def local_device_name() -> str:
-    """What this process would train on: the first GPU's name, or `CPU`."""
-    import torch
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"

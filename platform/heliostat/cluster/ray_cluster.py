@@ -87,9 +87,9 @@ def _join(address: str) -> Connection:
     _require_address(address)
     try:
         context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        # Ray raises RuntimeError for other versions of Ray or Python, for a missing token and for
-        # a machine that is no node of the cluster, each with a text that says so.
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        # Other versions of Ray or Python, a missing token, a machine that is no node of the
+        # cluster: each comes with a text that says so.
         reason = " ".join(str(error).split())
         raise UserError(f"cannot join the Ray cluster at {address}: {reason}") from error
     return _connection(context.address_info, is_own=False)
@@ -117,7 +117,7 @@ def split_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit():
         raise UserError(f"Ray address is {address}, but expected HOST:PORT such as 10.0.0.1:6379")
-    return host, int(port)
+    return host.strip("[]"), int(port)
 
 
 def _running_here() -> str | None:
@@ -137,8 +137,14 @@ def _provide_token() -> None:
 
     A new local cluster demands a token since Ray 2.60 and would write a new one to the user's home.
     """
-    if ray_internals.has_auth_token():
-        return
+    from ray.exceptions import AuthenticationError
+
+    try:
+        if ray_internals.has_auth_token():
+            return
+    except AuthenticationError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{reason} Or unset RAY_AUTH_TOKEN_PATH.") from None
     path = settings().home / "ray_token"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,15 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +28,13 @@ NODE_GROUP_LABEL = "ray.io/node-group"
 UNLIMITED = 2**31 - 1
 """What KubeRay takes for `maxReplicas` where a manifest does not say."""
 
+_ASK_VERSIONS = """
+import sys
+from ray._common.usage.usage_lib import get_cluster_metadata
+from ray._raylet import GcsClient
+record = get_cluster_metadata(GcsClient(address=sys.argv[1]))
+print(record["ray_version"], record["python_version"])
+"""
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _API_TIMEOUT_S = 3.0
 # Ray's traversal logs every ignore file it reads; an error it logs is raised as well.
@@ -44,8 +56,11 @@ def autoscaler_groups() -> tuple[AutoscalerGroup, ...]:
     from ray._private.state import state
 
     config = state.get_cluster_config()
-    if config is None:
-        return ()
+    return () if config is None else groups_of_config(config)
+
+
+def groups_of_config(config: ClusterConfig) -> tuple[AutoscalerGroup, ...]:
+    """The node groups of what an autoscaler reports to Ray's control store."""
     return tuple(
         AutoscalerGroup(
             name=group.name,
@@ -135,14 +150,22 @@ def started_cluster_address() -> str | None:
     return str(address) if address else None
 
 
-def cluster_versions(address: str) -> tuple[str, str]:
-    """Ray's and Python's version of a running cluster."""
-    from ray._common.usage.usage_lib import get_cluster_metadata
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+def cluster_versions(address: str, timeout_s: float) -> tuple[str, str] | None:
+    """Ray's and Python's version of a running cluster; None when no Ray answers there in time.
 
-    client = GcsClient(address=address, fetch_cluster_id_if_nil=True)
-    record = get_cluster_metadata(client)
-    return str(record["ray_version"]), str(record["python_version"])
+    Asked by a process of its own: a client waits 40 s for what listens but is no Ray, cannot be
+    interrupted, and writes to standard error.
+    """
+    command = [sys.executable, "-c", _ASK_VERSIONS, address]
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, check=True
+        )
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        logger.debug("no Ray answers at %s: %s", address, error)
+        return None
+    ray_version, python_version = answer.stdout.split()
+    return ray_version, python_version
 
 
 def usable_cpus() -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import heliostat
 from heliostat.config.contract import COMMON_KEYS, JobConfig
@@ -53,7 +54,7 @@ class JobEntry:
         names = [field.name for field in fields(kind)]
         if absent := [name for name in COMMON_KEYS if name not in names]:
             raise ConfigError(f"{place}: Config must also have the field {one_of(absent)}")
-        return kind
+        return cast(type[JobConfig], kind)
 
     def code(self) -> ModuleType:
         """The module `job.py` with `run`, `claim` and `plan`; imports torch and Ray."""
@@ -140,16 +141,23 @@ def check_submitted_version(here: Path | None = None) -> str | None:
 
 
 def _job_folders(here: Path) -> list[Path]:
-    """The folders that make up the package `jobs`, in import order."""
-    spec = importlib.util.find_spec("jobs")
-    parents = [Path(place) for place in (spec and spec.submodule_search_locations) or []]
+    """The folders that make up the package `jobs`, in import order.
+
+    A folder's own package hides the installed one, unless its `__init__.py` joins the two with
+    `__path__ = pkgutil.extend_path(__path__, __name__)`.
+    """
+    try:
+        package = importlib.import_module("jobs")
+    except ModuleNotFoundError:
+        return []
+    parents = [Path(place).resolve() for place in package.__path__]
     local = here / "jobs"
-    if local.is_dir() and parents and local not in [parent.resolve() for parent in parents]:
+    if local.is_dir() and local not in parents:
         raise UserError(
             f"{shown_path(local)}/ has no __init__.py, so Python takes the package jobs in "
             f"{parents[0]} instead; create an empty {shown_path(local)}/__init__.py"
         )
-    return parents
+    return [parent for parent in parents if parent.is_dir()]
 
 
 def _from_package(name: str, package: str) -> JobEntry:

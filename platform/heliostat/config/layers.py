@@ -6,6 +6,7 @@ keys that the schema does not know, and answers where a value was written. It co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from heliostat.errors import ConfigError
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
+HUGE = 10**30
+"""Whole numbers beyond it are not written out in messages."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +155,12 @@ def show(value: object) -> str:
             return "null"
         case bool():
             return "true" if value else "false"
+        case float() if math.isnan(value):
+            return "not a number (nan)"
+        case int() if abs(value) > HUGE:
+            return "a huge number"
         case int() | float():
-            return f"the number {_cut(str(value))}" if abs(value) < 1e300 else "a huge number"
+            return f"the number {value}"
         case str():
             return f"the text {_cut(repr(value))}"
         case list():

@@ -37,7 +37,7 @@ from heliostat.errors import ConfigError
 LAPTOP = "laptop"
 """The default size: `config.yaml` as it is, with no overlay."""
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", covariant=True)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import pyarrow as pa
@@ -41,7 +43,7 @@ Outcome: TypeAlias = pa.RecordBatch | Rejected
 
 
 class Transform(Protocol[ChunkIn]):
-    """Makes rows of a chunk; picklable, and kept for all the chunks of one worker."""
+    """Makes rows of a chunk; picklable, and kept from chunk to chunk by each worker process."""
 
     def __call__(self, chunk: ChunkIn, /) -> Iterator[Outcome]:
         """Yield batches of rows, and `Rejected` for rows that were left out."""
@@ -96,25 +98,26 @@ def do_here(work: Work[C], chunks: Mapping[int, C]) -> Iterator[Part]:
 
 
 def do_on_ray(work: Work[C], chunks: Mapping[int, C], concurrency: int) -> Iterator[Part]:
-    """Do the chunks on up to `concurrency` actors with one CPU each; parts come as they finish."""
+    """Do the chunks in up to `concurrency` tasks of one CPU; parts come as they are finished."""
     import ray
     import ray.data
+    from ray import cloudpickle
 
     from heliostat.cluster.ray_cluster import connect
 
     if not ray.is_initialized():
         connect()
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    actors = max(1, min(concurrency, cpus, len(chunks)))
+    # Tasks, not actors: Ray 2.60 complains on the console of every actor of Ray Data that has
+    # arguments. What is costly to load is kept by `_unpickled` instead.
     with _quiet_ray_data():
         numbers = ray.data.from_items(
             [{"chunk": number} for number in chunks],
             override_num_blocks=min(len(chunks), _MOST_TASKS),
         )
         answers = numbers.map(
-            _Worker,
-            fn_constructor_args=(work, dict(chunks)),
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            _answer,
+            fn_args=(cloudpickle.dumps((work, dict(chunks))),),
+            compute=ray.data.TaskPoolStrategy(size=min(concurrency, len(chunks))),
             num_cpus=1,
         )
         for answer in answers.iter_rows():
@@ -125,22 +128,25 @@ def do_on_ray(work: Work[C], chunks: Mapping[int, C], concurrency: int) -> Itera
             yield Part.from_json(answer["part"])
 
 
-class _Worker(Generic[C]):
-    """Does chunks in an actor. Errors go back as text, so that the user sees a sentence."""
+def _answer(row: dict[str, int], pickled: bytes) -> dict[str, str]:
+    """Do a chunk in a Ray task. Errors go back as text, so that the user sees a sentence."""
+    answer = {"part": "", "mistake": "", "fault": ""}
+    number = int(row["chunk"])
+    try:
+        work, chunks = _unpickled(pickled)
+        answer["part"] = work.do(number, chunks[number]).to_json()
+    except UserError as error:
+        answer["mistake"] = str(error)
+    except Exception:
+        answer["fault"] = f"chunk {number} failed:\n{traceback.format_exc()}"
+    return answer
 
-    def __init__(self, work: Work[C], chunks: Mapping[int, C]) -> None:
-        self.work, self.chunks = work, chunks
 
-    def __call__(self, row: dict[str, int]) -> dict[str, str]:
-        number = int(row["chunk"])
-        answer = {"part": "", "mistake": "", "fault": ""}
-        try:
-            answer["part"] = self.work.do(number, self.chunks[number]).to_json()
-        except UserError as error:
-            answer["mistake"] = str(error)
-        except Exception:
-            answer["fault"] = f"chunk {number} failed:\n{traceback.format_exc()}"
-        return answer
+@lru_cache(maxsize=1)
+def _unpickled(pickled: bytes) -> tuple[Work[object], dict[int, object]]:
+    """The work, kept by the worker process from task to task, so a transform may load lazily."""
+    work, chunks = pickle.loads(pickled)
+    return work, chunks
 
 
 @contextmanager

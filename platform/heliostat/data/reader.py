@@ -13,8 +13,9 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
@@ -169,6 +170,9 @@ class StreamReader(Generic[T]):
         """Stop reading ahead. The position stays, and `next_step` would start again from there."""
         self._stop.set()
         if self._thread is not None:
+            with suppress(Empty):
+                # Make room, so that the thread need not wait until it looks at the event.
+                self._queue.get_nowait()
             self._thread.join()
             self._thread = None
 

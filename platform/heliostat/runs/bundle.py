@@ -30,7 +30,7 @@ from heliostat.runs.manifest import (
     verify_files,
 )
 from heliostat.runs.weights import WEIGHTS_NAME, read_weights, write_weights
-from heliostat.storage import Location, sync_folder
+from heliostat.storage import Location
 
 if TYPE_CHECKING:
     import torch
@@ -158,7 +158,7 @@ def publish(aside: Path, folder: Location) -> None:
     if target.exists():
         target.rename(aside.with_name("replaced"))
     aside.rename(target)
-    sync_folder(target.parent)
+    _sync(target.parent)
 
 
 def _put_weights(weights: Mapping[str, torch.Tensor] | Path | Location, target: Path) -> None:
@@ -232,8 +232,13 @@ def _cached_copy(source: Location, manifest: Manifest) -> Path:
 
 def _sync_tree(folder: Path) -> None:
     """Flush every file, so that a power cut after the rename finds them whole."""
-    for root, _, files in os.walk(folder):
-        for name in files:
-            with (Path(root) / name).open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(root))
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -61,9 +61,7 @@ def plot_reliability(models: Mapping[str, Reliability], title: str) -> bytes:
     """A reliability diagram for each model, with the histogram of its confidence below."""
     with style.styled():
         height = 5.0 if len(models) < 3 else 4.2
-        figure, axes = style.new_figure(height, rows=2, columns=len(models))
-        grid = axes[0].get_subplotspec().get_gridspec()
-        grid.set_height_ratios([3, 1])
+        figure, axes = style.new_figure(height, 2, len(models), ratios=(3, 1))
         for index, (name, model) in enumerate(models.items()):
             upper, lower = axes[index], axes[index + len(models)]
             _draw_diagram(upper, model)

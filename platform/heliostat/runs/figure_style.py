@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -91,15 +92,20 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(
-    height_in: float, rows: int = 1, columns: int = 1, share_y: bool = False
+    height_in: float,
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    share_y: bool = False,
+    ratios: Sequence[float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of the common width and its axes, row by row."""
+    """A figure of the common width and its axes, row by row; `ratios` are the rows' heights."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH_IN, height_in))
     FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y, height_ratios=ratios)
     return figure, list(grid.flat)
 
 
@@ -110,10 +116,10 @@ def add_title(figure: Figure, title: str) -> None:
 
 def add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """One legend for all axes below the figure, each label once; none for a single label."""
-    entries = {}
+    entries: dict[str, Artist] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
+            entries.setdefault(str(label), handle)
     if len(entries) > 1:
         longest = max(len(label) for label in entries)
         figure.legend(

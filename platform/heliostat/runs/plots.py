@@ -17,6 +17,7 @@ from heliostat.runs import figure_style as style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.ticker import FuncFormatter
 
 SMOOTHING = 0.015
 """Width (sigma) of the running mean over a noisy curve, as a share of the curve's length."""
@@ -73,7 +74,7 @@ def plot_panels(panels: Panels, title: str) -> bytes:
     names = list(dict.fromkeys(name for curves in panels.curves.values() for name in curves))
     with style.styled():
         figure, axes = style.new_figure(
-            1.2 + (3.1 if rows == 1 else 2.3 * rows), rows, columns, panels.labels.from_zero
+            1.2 + (3.1 if rows == 1 else 2.3 * rows), rows, columns, share_y=panels.labels.from_zero
         )
         for index, (panel, curves) in enumerate(panels.curves.items()):
             one = axes[index]
@@ -198,7 +199,8 @@ def running_mean(values: Sequence[float] | np.ndarray) -> np.ndarray:
     known = np.isfinite(data)
     total = np.convolve(np.where(known, data, 0.0), kernel)[reach : reach + len(data)]
     weight = np.convolve(known.astype(float), kernel)[reach : reach + len(data)]
-    return np.divide(total, weight, out=np.full(len(data), math.nan), where=weight > 0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / np.where(weight > 0, weight, math.nan))
 
 
 def _draw_spread(
@@ -258,7 +260,7 @@ def _scale_y(axes: Axes, labels: AxisLabels) -> None:
         axes.yaxis.set_major_formatter(powers)
 
 
-def _thousands() -> object:
+def _thousands() -> FuncFormatter:
     from matplotlib.ticker import FuncFormatter
 
     return FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\u2009"))

@@ -117,7 +117,8 @@ class Run:
 
     def series(self) -> SeriesByStage:
         """Every metric logged so far, over all attempts."""
-        self._metrics.flush()
+        if self._is_open:
+            self._metrics.flush()
         return read_series(self.folder)
 
     def stage(self, name: str, key: object, work: Callable[[Location], R]) -> R:

@@ -226,8 +226,11 @@ def _table(series: SeriesByStage) -> pa.Table:
         ("step", "step", pa.int64()),
         ("time", "time", pa.timestamp("ms", tz="UTC")),
         ("attempt", "attempt", pa.int32()),
-        *((name, f"metric:{name}", pa.float64()) for name in sorted(names)),
     ]
+    fixed = {name for name, _, _ in columns}
+    for name in sorted(names):
+        shown = f"metric/{name}" if name in fixed else name
+        columns.append((shown, f"metric:{name}", pa.float64()))
     arrays = [pa.array([row.get(key) for row in rows.values()], kind) for _, key, kind in columns]
     return pa.Table.from_arrays(arrays, names=[name for name, _, _ in columns])
 

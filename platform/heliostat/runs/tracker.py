@@ -192,7 +192,7 @@ class Tracker:
             return not self._closing or failures < 2
 
     def _say_away(self, error: Exception) -> None:
-        reason = " ".join(str(error).split())
+        reason = _shown(" ".join(str(error).split()))
         logger.warning(
             "the tracker at %s is away (%.200s); training goes on and keeps its metrics in the run "
             "folder",
@@ -326,6 +326,6 @@ def _is_refusal(error: Exception) -> bool:
     return isinstance(error, HeliostatError) or code == "INVALID_PARAMETER_VALUE"
 
 
-def _shown(uri: str) -> str:
-    """The URI without the user and password that it may hold."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+def _shown(text: str) -> str:
+    """A URI, or a message with one in it, without the user and password that it may hold."""
+    return re.sub(r"//[^/@\s]*@", "//", text)

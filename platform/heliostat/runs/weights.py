@@ -8,6 +8,7 @@ reading gives every name back; tensors that overlap in any other way are stored 
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ def write_weights(weights: Mapping[str, torch.Tensor], file: Path) -> None:
         plain = tensor.detach().cpu().contiguous()
         kept[name] = plain if whole else plain.clone()
     save_file(kept, file, metadata={"format": "pt", _TIED: json.dumps(tied)})
+    _settle_header(file)
 
 
 def read_weights(file: Path) -> dict[str, torch.Tensor]:
@@ -46,3 +48,17 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
         tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
         tied = json.loads((source.metadata() or {}).get(_TIED, "{}"))
     return tensors | {name: tensors[owner] for name, owner in tied.items()}
+
+
+def _settle_header(file: Path) -> None:
+    """Put the header's metadata in order: safetensors 0.8 writes them in a random one, and equal
+    weights must make equal files."""
+    with file.open("r+b") as content:
+        (length,) = struct.unpack("<Q", content.read(8))
+        header = json.loads(content.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        if len(text) > length:
+            raise ValueError(f"the header of {file} grew from {length} to {len(text)} bytes")
+        content.seek(8)
+        content.write(text.ljust(length))

@@ -14,6 +14,7 @@ batch is cut.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -33,7 +34,8 @@ class LossTerm(NamedTuple):
     """The count, a key of `Task.counts`, whose sum over the global batch divides `total`."""
 
 
-class Tally(NamedTuple):
+@dataclass(frozen=True)
+class Tally:
     """A metric as numerator and denominator, so that it can be summed over batches and ranks."""
 
     total: float | torch.Tensor

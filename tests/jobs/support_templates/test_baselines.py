@@ -102,10 +102,10 @@ def test_the_row_space_gives_the_regression_on_the_features_themselves() -> None
         validation=VALIDATION,
         test_texts=TEST.texts,
         classes=CLASSES,
-        config=BaselineConfig(penalties=(10.0,), max_iterations=2000, tolerance=1e-8),
+        config=BaselineConfig(penalties=(10.0,), max_iterations=2000, tolerance=1e-6),
     )
     expected = plain.predict_proba(vectorizer.transform(TEST.texts))
-    assert np.exp(baseline.scores[:, :8]) == pytest.approx(expected, abs=1e-5)
+    assert np.exp(baseline.scores[:, :8]) == pytest.approx(expected, abs=3e-4)
 
 
 def test_labels_outside_the_map_train_nothing_and_count_as_misses() -> None:

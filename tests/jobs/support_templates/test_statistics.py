@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -59,7 +60,9 @@ def test_ties_in_both_rankings_agree_with_kendalls_test(pairs: list[tuple[int, i
 
 
 @given(SERIES, st.randoms())
-def test_trend_by_an_order_does_not_depend_on_the_rows_order(values: list[int], shuffle) -> None:
+def test_trend_by_an_order_does_not_depend_on_the_rows_order(
+    values: list[int], shuffle: random.Random
+) -> None:
     pairs = list(enumerate(values))
     shuffle.shuffle(pairs)
     order, mixed = zip(*pairs, strict=True)
@@ -92,8 +95,8 @@ def test_welch_agrees_with_scipy(a: list[float], b: list[float]) -> None:
 
 
 def test_welch_keeps_p_values_as_small_as_the_papers() -> None:
-    random = np.random.default_rng(0)
-    old, new = random.normal(11.64, 8, 60_000), random.normal(10.91, 8, 60_000)
+    draws = np.random.default_rng(0)
+    old, new = draws.normal(11.64, 8, 60_000), draws.normal(10.91, 8, 60_000)
     ours = welch(old, new)
     assert 0 < ours.p < 1e-27
     assert ours.p == pytest.approx(stats.ttest_ind(old, new, equal_var=False).pvalue, rel=1e-6)

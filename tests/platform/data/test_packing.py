@@ -1,4 +1,4 @@
-"""Packed rows against a slow loop, and the packing vector of the support_templates specification."""
+"""Packed rows against a slow loop, and the packing vector of support_templates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOCUMENT = st.lists(st.integers(2, 65_535), max_size=12)
 
 
 def rows_by_hand(documents: Sequence[Sequence[int]], order: Sequence[int], seq_len: int):
-    """The rows of an epoch, token by token: (tokens without padding, document number in the row)."""
+    """The rows of an epoch, token by token: the real tokens and the number of their document."""
     rows: list[tuple[list[int], list[int]]] = [([], [])]
     for number in order:
         is_new_in_row = True

@@ -122,9 +122,14 @@ def test_shards_written_apart_are_committed_as_one_table(tmp_path) -> None:
 
 def test_a_write_that_fails_leaves_nothing(tmp_path) -> None:
     place = Location.of(tmp_path) / "table"
-    with pytest.raises(RuntimeError), TableWriter(place, SCHEMA, {}, 100) as writer:
-        writer.write(rows(0, 250))
-        raise RuntimeError("the source broke")
+
+    def write_and_fail() -> None:
+        with TableWriter(place, SCHEMA, {}, rows_per_shard=100) as writer:
+            writer.write(rows(0, 250))
+            raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        write_and_fail()
     assert list(place.local_path.iterdir()) == []
 
 
@@ -152,7 +157,7 @@ def test_batches_with_another_schema_are_refused_by_column(tmp_path) -> None:
 
 def test_dictionary_columns_are_refused_before_anything_is_written(tmp_path) -> None:
     schema = pa.schema([("word", pa.dictionary(pa.int32(), pa.string()))])
-    with pytest.raises(DataError, match="column word: .* cast it to string"):
+    with pytest.raises(DataError, match=r"column word: .* cast it to string"):
         TableWriter(Location.of(tmp_path), schema, {})
 
 

@@ -1,0 +1,94 @@
+"""The trainings of a run, for `heliostat estimate`: nothing is read or prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from heliostat.cluster.fit_plan import FitPlan
+from heliostat.storage import Location
+from jobs.support_templates.config import Config
+from jobs.support_templates.pipeline import RANDOM_WEIGHTS
+from jobs.support_templates.tasks import LanguageModelling, TemplateClassification
+from models.counting import PYTHIA
+from models.decoder_config import DecoderConfig, gpt_neox_config
+from models.hf_config import from_hf_config
+
+PAPER_TEMPLATES = 640
+"""Classes assumed where no label map exists yet: those of the paper."""
+
+
+def plan(config: Config) -> list[FitPlan]:
+    """What `run` will train, in order."""
+    decoder = planned_decoder(config)
+    nowhere = Location.of("/nonexistent")
+    plans = []
+    if config.model.source == RANDOM_WEIGHTS:
+        plans.append(("general", config.general.training))
+    plans.append(("dapt", config.dapt))
+    fits = [
+        FitPlan(
+            name=name,
+            task=LanguageModelling(
+                name=name,
+                decoder=decoder,
+                documents=nowhere,
+                validation=nowhere,
+                seq_len=stage.seq_len,
+                end_of_text=0,
+                pad=1,
+                seed=config.seed,
+                validation_rows=stage.validation_rows,
+            ),
+            fit=stage.fit,
+            resources=config.resources,
+            tokens_per_sample=stage.seq_len,
+        )
+        for name, stage in plans
+    ]
+    classifier = TemplateClassification(
+        name="dft",
+        decoder=decoder,
+        pretrained=None,
+        classes=PAPER_TEMPLATES,
+        samples=nowhere,
+        validation=nowhere,
+        pad=1,
+        seed=config.seed,
+    )
+    dft = FitPlan(
+        name="dft",
+        task=classifier,
+        fit=config.dft.fit,
+        resources=config.resources,
+        samples_per_epoch=config.dft.label_budget,
+        tokens_per_sample=config.dft.context.max_tokens,
+    )
+    return [*fits, dft]
+
+
+def planned_decoder(config: Config) -> DecoderConfig:
+    """The shape of the decoder without fetching or converting any weights."""
+    source = config.model.source
+    if source == RANDOM_WEIGHTS:
+        model = config.model
+        return gpt_neox_config(
+            vocab_size=model.vocab_size,
+            width=model.width,
+            layers=model.layers,
+            heads=model.heads,
+            max_positions=model.max_positions,
+        )
+    size = source.rpartition("/pythia-")[2]
+    if size in PYTHIA:
+        return PYTHIA[size]
+    folder = Path(source).expanduser()
+    if (folder / "config.json").exists():
+        import json
+
+        return from_hf_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    from heliostat.errors import ConfigError
+
+    raise ConfigError(
+        f"model.source is {source!r}: an estimate needs a folder with config.json or a Pythia size "
+        f"({', '.join(PYTHIA)})"
+    )

@@ -1,0 +1,363 @@
+"""From raw cases to tables that a model reads: redaction, then tokens.
+
+Three kinds of prepared tables, each cached under everything it depends on:
+
+    redacted     one row a case: every message redacted, and the side the case is on
+    documents    one row a case: the transcript as tokens, for next-token training
+    samples      one row a labelled message: its context as tokens, for the classifier
+
+Redaction comes first, and nothing that follows ever sees the original text. A chat repeats itself:
+templates and short answers recur, so each distinct message of a chunk is redacted and tokenised
+once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from types import ModuleType
+
+import pyarrow as pa
+
+from heliostat.data.prepare import Outcome, PreparationKey, Rejected, code_of, content_of, prepare
+from heliostat.data.table import Table
+from heliostat.storage import Location
+from jobs.support_templates import contexts, samples, split, tokenizer, transcript
+from jobs.support_templates.contexts import ContextConfig, samples_of, separator_tokens
+from jobs.support_templates.data import chunks as case_chunks
+from jobs.support_templates.data.chunks import CaseChunk, read_chunk
+from jobs.support_templates.data.rows import Case, Message
+from jobs.support_templates.redaction.redactor import Redactor, build_redactor
+from jobs.support_templates.samples import SAMPLE_SCHEMA, sample_table
+from jobs.support_templates.split import side_of
+from jobs.support_templates.tokenizer import TextCodec
+from jobs.support_templates.transcript import transcript as transcript_of
+
+BATCH_CASES = 512
+ROWS_PER_CHUNK = 4096
+
+REDACTED_SCHEMA = pa.schema(
+    [
+        pa.field("case_id", pa.string(), nullable=False),
+        pa.field("side", pa.string(), nullable=False),
+        pa.field("started_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("locale", pa.string(), nullable=False),
+        pa.field(
+            "messages",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("role", pa.string(), nullable=False),
+                        pa.field("text", pa.string(), nullable=False),
+                        pa.field("template_id", pa.string()),
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+        pa.field("redactor_version", pa.string(), nullable=False),
+    ]
+)
+DOCUMENT_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("tokens", pa.list_(pa.field("item", pa.uint16(), nullable=False)), nullable=False),
+    ]
+)
+
+PRETRAIN, PRETRAIN_VALIDATION = "pretrain", "pretrain-validation"
+
+
+@dataclass(frozen=True)
+class SideRule:
+    """Which side a case is on: that of its pool, or decided by the hash of its id."""
+
+    pool: str | None
+    """`unlabelled`, `labelled` or `test` of the simulator; None for a user's own cases."""
+    salt: str
+    test_share: float
+    validation_share: float
+
+    def side(self, case_id: str) -> str:
+        """The side of a case."""
+        if self.pool == "test":
+            return "test"
+        if self.pool is None:
+            return side_of(case_id, self.salt, self.validation_share, 1 - self.test_share)
+        # The whole pool is for training: only the validation cut of the hash is wanted.
+        side = side_of(case_id, self.salt, self.validation_share, 1 - 2**-52)
+        if self.pool == "unlabelled":
+            return PRETRAIN if side == "train" else PRETRAIN_VALIDATION
+        return side
+
+
+@dataclass(frozen=True)
+class RedactCases:
+    """Raw cases to rows of `REDACTED_SCHEMA`."""
+
+    presidio: bool
+    templates: frozenset[str]
+
+    @cached_property
+    def redactor(self) -> Redactor:
+        """Built once a worker."""
+        return build_redactor(self.presidio)
+
+    def __call__(self, chunk: tuple[CaseChunk, SideRule]) -> Iterator[Outcome]:
+        place, rule = chunk
+        redact = lru_cache(maxsize=100_000)(self.redactor.redact_text)
+        for cases in read_chunk(place, self.templates):
+            rows = [
+                {
+                    "case_id": case.case_id,
+                    "side": rule.side(case.case_id),
+                    "started_at": case.started_at,
+                    "locale": case.locale,
+                    "messages": [
+                        {
+                            "role": message.role,
+                            "text": redact(message.text),
+                            "template_id": message.template_id,
+                        }
+                        for message in case.messages
+                    ],
+                    "redactor_version": self.redactor.version,
+                }
+                for case in cases
+            ]
+            yield pa.RecordBatch.from_pylist(rows, schema=REDACTED_SCHEMA)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"presidio": self.presidio, "templates": self.templates}
+
+
+@dataclass(frozen=True)
+class TokeniseTranscripts:
+    """Redacted cases of some sides to rows of `DOCUMENT_SCHEMA`."""
+
+    redacted: Location
+    sides: tuple[str, ...]
+    codec: TextCodec
+
+    def __call__(self, rows: range) -> Iterator[Outcome]:
+        for cases in _redacted_cases(self.redacted, rows, self.sides):
+            tokens = self.codec.encode([transcript_of(case.messages) for case in cases])
+            kept = [(case.case_id, ids) for case, ids in zip(cases, tokens, strict=True) if ids]
+            if len(kept) < len(cases):
+                yield Rejected("empty transcript", len(cases) - len(kept))
+            yield pa.record_batch(
+                {
+                    "id": pa.array([case_id for case_id, _ in kept], pa.string()),
+                    "tokens": pa.array([ids for _, ids in kept], DOCUMENT_SCHEMA.field(1).type),
+                },
+                schema=DOCUMENT_SCHEMA,
+            )
+
+
+@dataclass(frozen=True)
+class BuildSamples:
+    """Redacted cases of one side to rows of `SAMPLE_SCHEMA`."""
+
+    redacted: Location
+    side: str
+    codec: TextCodec
+    context: ContextConfig
+
+    def __call__(self, rows: range) -> Iterator[Outcome]:
+        separator = separator_tokens(self.context, self.codec.encode, self.codec.end_of_text)
+        known: dict[str, list[int]] = {}
+
+        def encode(texts: Sequence[str]) -> list[list[int]]:
+            new = list(dict.fromkeys(text for text in texts if text not in known))
+            known.update(zip(new, self.codec.encode(new), strict=True))
+            return [known[text] for text in texts]
+
+        skipped: Counter[str] = Counter()
+        for cases in _redacted_cases(self.redacted, rows, (self.side,)):
+            found = [
+                sample
+                for case, version in zip(cases, _versions(cases), strict=True)
+                for sample in samples_of(
+                    case,
+                    side=self.side,  # type: ignore[arg-type]
+                    redactor_version=version,
+                    encode=encode,
+                    separator=separator,
+                    config=self.context,
+                    skipped=skipped,
+                )
+            ]
+            if found:
+                yield from sample_table(found).combine_chunks().to_batches()
+        for reason, count in skipped.items():
+            yield Rejected(reason, count)
+
+
+@dataclass(frozen=True)
+class RedactedCase(Case):
+    """A case whose texts are redacted, and by which version."""
+
+    redactor_version: str = ""
+
+
+def redact_cases(
+    sources: Sequence[tuple[Location, SideRule]],
+    *,
+    templates: frozenset[str],
+    presidio: bool,
+    cache: Location,
+    workers: int,
+) -> Table:
+    """The table of redacted cases."""
+    redactor = build_redactor(presidio)
+    chunks = [
+        (chunk, rule)
+        for location, rule in sources
+        for chunk in case_chunks.chunks_of(location)
+    ]
+    rules = json.dumps([repr(rule) for _, rule in sources])
+    key = PreparationKey(
+        content=content_of([file for place, _ in sources for file in case_chunks.files_of(place)]),
+        code=code_of(_module(), split, case_chunks),
+        settings={"redactor": redactor.version, "rules": rules},
+    )
+    return prepare(
+        "redacted",
+        chunks,
+        RedactCases(presidio, templates),
+        cache,
+        key,
+        workers,
+        schema=REDACTED_SCHEMA,
+        metadata={"redactor_version": redactor.version},
+    )
+
+
+def documents(
+    redacted: Table, sides: tuple[str, ...], codec: TextCodec, cache: Location, workers: int
+) -> Table:
+    """Transcripts of some sides as token documents."""
+    return prepare(
+        "documents",
+        row_chunks(redacted.rows),
+        TokeniseTranscripts(redacted.location, sides, codec),
+        cache,
+        PreparationKey(
+            content=redacted.fingerprint,
+            code=code_of(_module(), transcript, tokenizer),
+            tokenizer=codec.fingerprint,
+            settings={"sides": ",".join(sides)},
+        ),
+        workers,
+        schema=DOCUMENT_SCHEMA,
+        metadata=_metadata(redacted, codec),
+    )
+
+
+def labelled_samples(
+    redacted: Table,
+    side: str,
+    codec: TextCodec,
+    context: ContextConfig,
+    cache: Location,
+    workers: int,
+) -> Table:
+    """The labelled contexts of one side."""
+    return prepare(
+        f"samples-{side}",
+        row_chunks(redacted.rows),
+        BuildSamples(redacted.location, side, codec, context),
+        cache,
+        PreparationKey(
+            content=redacted.fingerprint,
+            code=code_of(_module(), contexts, samples, transcript, tokenizer),
+            tokenizer=codec.fingerprint,
+            settings={"side": side, "context": repr(context)},
+        ),
+        workers,
+        schema=SAMPLE_SCHEMA,
+        metadata=_metadata(redacted, codec),
+    )
+
+
+def text_documents(
+    texts: Iterable[str], codec: TextCodec, folder: Location, origin: dict[str, str]
+) -> Table:
+    """Token documents of plain texts (stage 0), written at once."""
+    from heliostat.data.table import TableWriter
+
+    with TableWriter(folder, DOCUMENT_SCHEMA, origin) as writer:
+        for number, batch in enumerate(_batched(texts, BATCH_CASES)):
+            ids = [f"{number}-{index}" for index in range(len(batch))]
+            writer.write(
+                pa.record_batch(
+                    {
+                        "id": pa.array(ids, pa.string()),
+                        "tokens": pa.array(
+                            codec.encode(batch), DOCUMENT_SCHEMA.field("tokens").type
+                        ),
+                    },
+                    schema=DOCUMENT_SCHEMA,
+                )
+            )
+    return Table.open(folder)
+
+
+def row_chunks(rows: int) -> list[range]:
+    """Rows of a table, cut for preparation."""
+    return [range(at, min(at + ROWS_PER_CHUNK, rows)) for at in range(0, rows, ROWS_PER_CHUNK)]
+
+
+def redacted_case(row: dict[str, object]) -> RedactedCase:
+    """A row of the redacted table as a case."""
+    messages: list[dict[str, str]] = row["messages"]  # type: ignore[assignment]
+    return RedactedCase(
+        case_id=str(row["case_id"]),
+        started_at=row["started_at"],  # type: ignore[arg-type]
+        locale=str(row["locale"]),
+        messages=tuple(
+            Message(index, message["role"], message["text"], template_id=message["template_id"])  # type: ignore[arg-type]
+            for index, message in enumerate(messages)
+        ),
+        redactor_version=str(row["redactor_version"]),
+    )
+
+
+def _redacted_cases(
+    location: Location, rows: range, sides: tuple[str, ...]
+) -> Iterator[list[RedactedCase]]:
+    table = Table.open(location)
+    for start in range(rows.start, rows.stop, BATCH_CASES):
+        batch = table.take(range(start, min(start + BATCH_CASES, rows.stop)))
+        found = [redacted_case(row) for row in batch.to_pylist() if row["side"] in sides]
+        if found:
+            yield found
+
+
+def _versions(cases: Sequence[RedactedCase]) -> list[str]:
+    return [case.redactor_version for case in cases]
+
+
+def _metadata(redacted: Table, codec: TextCodec) -> dict[str, str]:
+    version = redacted.metadata["redactor_version"]
+    return {"redactor_version": version, "tokenizer": codec.fingerprint}
+
+
+def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _module() -> ModuleType:
+    import sys
+
+    return sys.modules[__name__]
