@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ def private_home() -> Iterator[Path]:
     """Keep tokens, caches and tracker files of the tests out of the user's home."""
     with tempfile.TemporaryDirectory(prefix="hs-") as folder:
         os.environ["HELIOSTAT_HOME"] = folder
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(folder) / "ray_token")
+        token = Path(folder) / "ray_token"
+        token.write_text(secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(folder) / "torch_extensions")
         yield Path(folder)
 

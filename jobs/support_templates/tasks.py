@@ -222,7 +222,9 @@ class TemplateClassification:
         )
 
     def _loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return classification_loss(logits, batch["labels"]).total
+        # A template outside the label map has no class, so no loss.
+        labels = batch["labels"].masked_fill(batch["labels"] < 0, IGNORED)
+        return classification_loss(logits, labels).total
 
 
 @dataclass(frozen=True)

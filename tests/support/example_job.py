@@ -33,7 +33,8 @@ class Fit:
 
     def __post_init__(self) -> None:
         if self.batch % self.micro_batch:
-            raise ConfigError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
+            micro = self.micro_batch
+            raise ConfigError(f"batch {self.batch} is no multiple of micro_batch {micro}")
 
 
 @dataclass(frozen=True)

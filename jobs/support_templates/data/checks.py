@@ -75,10 +75,7 @@ def cases_from_batch(
         where = f"{file}, row {row}, case {case_id!r}"
         if size is None:
             raise DataError(f"{where}: messages is null; expected a list of messages")
-        own = tuple(
-            Message(*values)  # type: ignore[arg-type]
-            for values in islice(messages, cast(int, size))
-        )
+        own = tuple(Message(*values) for values in islice(messages, cast(int, size)))
         _check_messages(own, where, templates)
         start = started_at or (own[0].sent_at if own else None)
         if start is None:

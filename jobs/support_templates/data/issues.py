@@ -100,7 +100,7 @@ def issues() -> tuple[Issue, ...]:
 @cache
 def phrases() -> Phrases:
     """The packaged phrases."""
-    loaded = {
+    loaded: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in _load("phrases.yaml").items()
     }

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import accumulate
 from random import Random
 from typing import Literal
 
@@ -33,6 +34,9 @@ _BEFORE = 0.25
 """Share of sentences with personal data that precede the message instead of following it."""
 _BORN = (date(1936, 1, 1), date(2007, 12, 31))
 """First and last day of birth; fixed, since Faker's own default moves with today's date."""
+
+_CARD_GROUPS = {14: (4, 6, 4), 15: (4, 6, 5), 16: (4, 4, 4, 4)}
+"""How the digits of a card are grouped on it, by their number."""
 
 _NEIGHBOURS = {
     "a": "qsz", "b": "vgn", "c": "xdv", "d": "sfe", "e": "wrd", "f": "dgr", "g": "fht", "h": "gjy",
@@ -131,7 +135,8 @@ def personal_value(kind: Kind, fake: Faker, random: Random) -> str:
         case "PHONE":
             return str(fake.phone_number())
         case "CARD":
-            return _grouped(fake.credit_card_number(), random.choice(("", " ", "-")))
+            number = str(fake.credit_card_number())
+            return _grouped(number, _CARD_GROUPS.get(len(number)), random.choice(("", " ", "-")))
         case "SSN":
             return str(fake.ssn())
         case "ADDRESS":
@@ -145,7 +150,8 @@ def personal_value(kind: Kind, fake: Faker, random: Random) -> str:
         case "URL":
             return str(fake.uri())
         case "IBAN":
-            return _grouped(fake.iban(), random.choice(("", " ")))
+            number = str(fake.iban())
+            return _grouped(number, (4,) * math.ceil(len(number) / 4), random.choice(("", " ")))
         case "ACCOUNT":
             return str(fake.numerify("#" * random.randint(8, 12)))
 
@@ -155,8 +161,12 @@ def _date(day: date, random: Random) -> str:
     return day.strftime(form)
 
 
-def _grouped(value: str, separator: str) -> str:
-    return separator.join(value[start : start + 4] for start in range(0, len(value), 4))
+def _grouped(value: str, sizes: Sequence[int] | None, separator: str) -> str:
+    """Digits in groups of these sizes; whole where there is no custom of grouping."""
+    if sizes is None:
+        return value
+    ends = list(accumulate(sizes))
+    return separator.join(value[end - size : end] for size, end in zip(sizes, ends, strict=True))
 
 
 def _gap(random: Random, step: float) -> int:

@@ -53,7 +53,7 @@ _CUE_AFTER = re.compile(
 
 
 def find_birth_dates(text: str) -> Iterator[Span]:
-    """Spans of DOB in a text that has at least four digits."""
+    """Spans of DOB in a text that has digits."""
     for match in _DATE.finditer(text):
         year = next((int(match[f"year{n}"]) for n in range(4) if match[f"year{n}"]), None)
         if year in BIRTH_YEARS or _CUE_AFTER.match(text, match.end()):

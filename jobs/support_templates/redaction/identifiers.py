@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 
 from stdnum import iban, luhn
-from stdnum.iso7064 import mod_97_10
 
 from jobs.support_templates.redaction.phones import CUE_REACH, DASH, NOT_PERSONAL_CUE
 from jobs.support_templates.redaction.spans import Span
@@ -21,6 +20,7 @@ from jobs.support_templates.redaction.spans import Span
 _DIGIT_GROUPS = re.compile(rf"(?<![\w.+])\d+(?:[ .{DASH}]\d+)*(?!\w)")
 _CARD_DIGITS = range(12, 20)
 _CARD_GROUPINGS = ((4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3))
+_SHORTEST_CARD_GROUP = 3
 _CARD_CUE = re.compile(
     r"\b(?:card|visa|mastercard|amex|debit|credit|pan)\b[^\d\n]*$", re.IGNORECASE
 )
@@ -98,7 +98,7 @@ def _card_end(text: str, groups: list[tuple[int, int]], first: int, is_cued: boo
         start, end = groups[index]
         digits += text[start:end]
         sizes.append(end - start)
-        if len(digits) >= _CARD_DIGITS.stop:
+        if sizes[-1] < _SHORTEST_CARD_GROUP or len(digits) >= _CARD_DIGITS.stop:
             break
         if len(digits) in _CARD_DIGITS and _is_card(digits, tuple(sizes), is_cued):
             best = index
@@ -107,9 +107,9 @@ def _card_end(text: str, groups: list[tuple[int, int]], first: int, is_cued: boo
 
 def _is_card(digits: str, sizes: tuple[int, ...], is_cued: bool) -> bool:
     """Whether digits written in groups of `sizes` are a card number."""
-    if sizes in _CARD_GROUPINGS or (is_cued and min(sizes) >= 3):
+    if is_cued or sizes in _CARD_GROUPINGS:
         return True
-    if len(sizes) > 1 and min(sizes) < 3:
+    if len(sizes) > 1 and sizes[0] != 4:
         return False
     if digits[0] not in "123456" or (len(digits) == 12 and digits[0] not in "56"):
         return False
@@ -138,13 +138,20 @@ def _ibans(text: str) -> Iterator[Span]:
         places = [match.start() + i for i, c in enumerate(match.group()) if c.isalnum()]
         compact = "".join(text[place] for place in places)
         ends = {n: places[n - 1] + 1 for n in _IBAN_LENGTHS if n <= len(compact)}
-        whole = [n for n, end in ends.items() if not text[end : end + 1].isalnum()]
-        length = next((n for n in whole if iban.is_valid(compact[:n])), None) or next(
-            (n for n in whole if mod_97_10.is_valid(compact[4:n] + compact[:4])), None
-        )
-        if length is not None:
+        sound = [
+            n
+            for n, end in ends.items()
+            if not text[end : end + 1].isalnum() and _is_mod_97_sound(compact[:n])
+        ]
+        if sound:
+            length = next((n for n in sound if iban.is_valid(compact[:n])), sound[0])
             position = ends[length]
             yield Span(match.start(), position, "IBAN")
+
+
+def _is_mod_97_sound(compact: str) -> bool:
+    """ISO 13616: letters read as 10 to 35, the first four characters moved to the end, 1 mod 97."""
+    return int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
 
 
 def _accounts(text: str) -> Iterator[Span]:

@@ -17,7 +17,7 @@ from jobs.support_templates.redaction.spans import Span
 _LABEL = r"[\w-]++"
 _EMAIL = re.compile(
     rf"(?<![\w.+%-])[\w.+%-]++(?:['’][\w.+%-]++){{0,2}}+"
-    rf"(?:@(?:{_LABEL}\.)*[^\W\d_][\w-]+| ?@ ?(?:{_LABEL}\.)+[^\W\d_]{{2,}})"
+    rf"(?:@(?:{_LABEL}\.)*[^\W\d_][\w-]+| @ (?:{_LABEL}\.)+[^\W\d_]{{2,}})"
 )
 _SPELLED_AT = r"(?: \(at\) | \[at\] | at |\(at\)|\[at\])"
 _SPELLED_DOT = r"(?: dot |\.|\(dot\)|\[dot\])"

@@ -25,9 +25,9 @@ def find_patterns(text: str) -> Iterable[Span]:
     digits = len(_DIGIT.findall(text))
     if digits:
         spans += find_addresses(text)
+        spans += find_birth_dates(text)
     if digits >= 3:
         spans += find_identifiers(text)
-        spans += find_birth_dates(text)
     if digits >= 7:
         spans += find_phones(text)
     return spans

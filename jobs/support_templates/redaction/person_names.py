@@ -10,8 +10,8 @@ common words go without: in "WHERE IS MY CARD" and "Where Is My Card" they say n
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from jobs.support_templates.redaction.lexicon import Lexicon, fold, holds_any, load_lexicon
 from jobs.support_templates.redaction.name_cues import CUE_WORDS, Cue, find_cues
@@ -39,8 +39,7 @@ _CAPITAL_INSIDE = re.compile(r"\s(?<![.!?] )[^\W\d_a-z][^\W\d_A-Z]")
 _SELF_NAMED = re.compile(r"[ ,]{1,2}(?:here|speaking|writing|calling)\b")
 
 
-@dataclass(frozen=True, slots=True)
-class _Word:
+class _Word(NamedTuple):
     """A word of the text: where it stands, its folded spelling and its capital letters."""
 
     start: int
@@ -279,8 +278,9 @@ class _Reader:
                 return index
             if word.key in PARTICLES:
                 continue
-            is_name = not self._lexicon.is_common(word.key) and (
-                self._shows_capital(word) or self._lexicon.is_surname(word.key)
+            is_name = self._lexicon.is_noun_surname(word.key) or (
+                not self._lexicon.is_common(word.key)
+                and (self._shows_capital(word) or self._lexicon.is_surname(word.key))
             )
             return after + 1 if is_name else index
         return index

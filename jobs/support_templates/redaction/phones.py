@@ -34,6 +34,10 @@ ACCOUNT_CUE = re.compile(
 CUE_REACH = 40
 """How many characters before a number are searched for a cue."""
 
+MOST_VALIDATED = 50
+"""Candidates of one kind in one text that are put to `phonenumbers`, which is slow; no message of
+a person has more, and what a text has beyond counts as a telephone number unasked."""
+
 DASH = r"\-‐‑‒–—−"
 """The hyphens, dashes and minus signs that people and phones type, for a character class."""
 
@@ -74,6 +78,7 @@ _DATE_LIKE = re.compile(
     r"\d{1,2}([./ -])\d{1,2}\1(?:19|20)\d\d(?!\d)|(?:19|20)\d\d([./ -])\d{1,2}\2\d{1,2}(?!\d)"
     r"|\d{1,2}([./-])\d{1,2}\3\d\d(?!\d)"
 )
+_SSN_LIKE = re.compile(r"\d{3}\D\d{2}\D\d{4}$")
 _GROUP = re.compile(r"\d+")
 _REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "PL", "PT", "AU", "IN", "BR", "MX")
 
@@ -85,11 +90,16 @@ def find_phones(text: str) -> Iterator[Span]:
     for match in _CUED.finditer(text):
         if not _CUE_BROKEN.search(match["gap"]) and not _DATE_LIKE.match(match["number"]):
             yield Span(match.start("number"), match.end(), "PHONE")
-    for match in _INTERNATIONAL.finditer(text):
-        yield Span(match.start(), match.start() + _international_length(match.group()), "PHONE")
+    for count, match in enumerate(_INTERNATIONAL.finditer(text)):
+        length = len(match.group())
+        if count < MOST_VALIDATED:
+            length = _international_length(match.group())
+        yield Span(match.start(), match.start() + length, "PHONE")
     for pattern in (_LOCAL, _BARE_TEN, _TRUNK, _GROUPED):
-        for match in pattern.finditer(text):
-            if not is_other_number(text, match.start()) and _ACCEPTS[pattern](match.group()):
+        for count, match in enumerate(pattern.finditer(text)):
+            if not is_other_number(text, match.start()) and (
+                count >= MOST_VALIDATED or _ACCEPTS[pattern](match.group())
+            ):
                 yield Span(match.start(), match.end(), "PHONE")
 
 
@@ -123,9 +133,9 @@ def _is_trunk_number(candidate: str) -> bool:
 
 
 def _is_grouped_number(candidate: str) -> bool:
-    """Nine to twelve digits in groups that are a valid number somewhere."""
+    """Nine to twelve digits in groups that are a valid number somewhere, not a date or an SSN."""
     digits = re.sub(r"\D", "", candidate)
-    if not 9 <= len(digits) <= 12 or _DATE_LIKE.match(candidate):
+    if not 9 <= len(digits) <= 12 or _DATE_LIKE.match(candidate) or _SSN_LIKE.match(candidate):
         return False
     return _is_valid("+" + digits, None) or any(_is_valid(digits, region) for region in _REGIONS)
 

@@ -65,7 +65,8 @@ def execute(request: Request) -> None:
             note(f"Go on where it stopped: {continuation(request, run.id)}")
             raise
         finally:
-            connection.close()
+            if connection.is_own:
+                connection.close()
     assert isinstance(summary, RunSummary)
     show_summary(summary)
 

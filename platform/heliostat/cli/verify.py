@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from heliostat.cli.screen import say
-from heliostat.errors import UserError
+from heliostat.errors import CheckpointError, UserError
 from heliostat.storage import Location
 
 MANIFEST = "manifest.json"
@@ -31,7 +31,11 @@ def verify(
     else:
         from heliostat.checkpoint.verify import verify_checkpoint
 
-        manifest = verify_checkpoint(place)
+        try:
+            manifest = verify_checkpoint(place)
+        except CheckpointError as error:
+            # A damaged checkpoint is what was asked about, not a fault of ours.
+            raise UserError(str(error)) from error
         say(f"checkpoint {place.uri}: whole, step {manifest.state.step}")
 
 

@@ -18,14 +18,12 @@ from heliostat.config.complete import completed
 from heliostat.config.contract import JobConfig
 from heliostat.config.dump import digest_of, to_yaml
 from heliostat.config.jobs import JobEntry
+from heliostat.config.keys import checked, known_keys, unknown_keys
 from heliostat.config.layers import (
     COMMAND_LINE,
     Layer,
-    checked,
-    known_keys,
     read_file,
     read_override,
-    unknown_keys,
 )
 from heliostat.config.lines import dotted
 from heliostat.config.merge import merge, resolve

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationKeyError, OmegaConfBaseException
 
-from heliostat.config.layers import Layer, Provenance, known_keys, value_at
+from heliostat.config.keys import known_keys
+from heliostat.config.layers import Layer, Provenance, value_at
 from heliostat.config.lines import KeyPath, Plain, dotted
 from heliostat.config.nearest import nearest_keys, one_of
 from heliostat.config.schema import Section

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 
-from heliostat.config.layers import DEFAULT, Provenance, show
+from heliostat.config.layers import COMMAND_LINE, DEFAULT, Provenance, show
 from heliostat.config.lines import KeyPath, Plain, dotted
 from heliostat.config.nearest import nearest_names
 from heliostat.config.schema import (
@@ -107,12 +107,24 @@ def _refused(
     message: str, kind: type, value: dict[str, Plain], path: KeyPath, origin: Provenance
 ) -> ConfigError:
     """A cross-field error with the full names of the keys it mentions, and where they were set."""
-    named = []
-    for below, shape in walk(Section(kind), value):
-        is_mentioned = re.search(rf"(?<![\w.]){re.escape(dotted(below))}(?!\w|\.\w)", message)
-        if is_mentioned and not isinstance(shape, (Section, Entries)):
-            full = (*path, *below)
-            named.append((dotted(full), origin.where(full)))
+    leaves = [
+        below
+        for below, shape in walk(Section(kind), value)
+        if not isinstance(shape, (Section, Entries))
+    ]
+    named = [
+        (dotted((*path, *below)), origin.where((*path, *below)))
+        for below in leaves
+        if _mentions(message, dotted(below))
+    ]
+    if not named:
+        # The message is that of a shared check, which knows no sections; what the user just typed
+        # is the likeliest cause.
+        named = [
+            (dotted((*path, *below)), COMMAND_LINE)
+            for below in leaves
+            if _mentions(message, below[-1]) and origin.where((*path, *below)) == COMMAND_LINE
+        ]
     if len(named) == 1:
         key, where = named[0]
         return ConfigError(f"{where}: {key}: {message}")
@@ -122,6 +134,11 @@ def _refused(
     return ConfigError(
         f"{where}: {dotted(path) or 'config'}: {message}{f' ({places})' if places else ''}"
     )
+
+
+def _mentions(message: str, key: str) -> bool:
+    """Whether a message names a key, as a word of its own."""
+    return re.search(rf"(?<![\w.]){re.escape(key)}(?!\w|\.\w)", message) is not None
 
 
 def _build_either(

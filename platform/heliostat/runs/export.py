@@ -120,7 +120,7 @@ def find_exporter(bundle: Bundle) -> Exporter:
 
 def _job_packages() -> list[str]:
     """`jobs`, and the packages in which other repositories keep theirs."""
-    others = {entry.module.partition(".")[0] for entry in metadata.entry_points(group=ENTRY_POINTS)}
+    others = {entry.module for entry in metadata.entry_points(group=ENTRY_POINTS)}
     return sorted({"jobs", *others})
 
 

@@ -28,12 +28,14 @@ from heliostat.config.settings import settings
 from heliostat.errors import HeliostatError, Interrupted, StorageError
 from heliostat.runs import clock
 from heliostat.runs.differences import flatten_config
+from heliostat.runs.environment import hardware
 from heliostat.runs.lock import DEFAULT_TIMING, LockTiming
+from heliostat.runs.mlflow_session import TrackedRun
 from heliostat.runs.opening import CONFIG_NAME, Opened, RunSpec, open_again, open_new
 from heliostat.runs.record import RESULT_NAME, RunRecord, Status, write_record
 from heliostat.runs.series import MetricsLog, SeriesByStage, read_series, write_metrics_table
 from heliostat.runs.stages import StageMarker, do_stage
-from heliostat.runs.tracker import TrackedRun, Tracker
+from heliostat.runs.tracker import Tracker
 from heliostat.storage import Location
 
 logger = logging.getLogger(__name__)
@@ -160,6 +162,9 @@ class Run:
         attempt = replace(self._record.attempts[-1], status=status, ended=clock.now(), error=error)
         final = {name: float(value) for name, value in metrics.items()}
         record = self._record.with_attempt(attempt)
+        if status == "finished":
+            # Only now is Ray surely there to be asked; after a failure it may never answer.
+            record = replace(record, hardware=hardware())
         self._record = replace(
             record, status=status, metrics=dict(final), seeds=tuple(seeds) or record.seeds
         )
@@ -196,6 +201,8 @@ class Run:
             logger.error("run %s: the end could not be recorded: %s", self.id, trouble)
 
     def _note_stage(self, marker: StageMarker) -> None:
+        if self._record.stages.get(marker.name) == marker.time:
+            return
         stages = {**self._record.stages, marker.name: marker.time}
         self._record = replace(self._record, stages=stages)
         write_record(self.folder, self._record)
@@ -204,11 +211,9 @@ class Run:
         for tracker in self._trackers:
             tracker.log(metrics, step=0)
             tracker.tag({"heliostat.digest": self.digest, "heliostat.attempts": str(self.attempt)})
-            for name in _ATTACHED:
-                file = self.folder / name
-                if file.is_local and file.exists():
-                    tracker.attach(file.local_path)
-            tracker.finish(status)
+            files = [self.folder / name for name in _ATTACHED]
+            local = [file.local_path for file in files if file.is_local and file.exists()]
+            tracker.finish(status, local)
 
     def _release(self) -> None:
         try:

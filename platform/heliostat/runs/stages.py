@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, TypeVar, cast
 
-from heliostat.errors import UserError
+from heliostat.errors import StorageError, UserError
 from heliostat.runs.canonical import fingerprint, round_trip
 from heliostat.runs.record import StageTime
 from heliostat.storage import Location
@@ -65,6 +65,7 @@ def do_stage(
     marker = _usable_marker(run_folder, name, wanted)
     if marker.status == "finished":
         logger.info("stage %s was done before (%.1f s)", name, marker.seconds)
+        note(marker)
         return cast(R, marker.result)
     folder = run_folder / STAGES_FOLDER / name
     folder.make_dir()
@@ -75,7 +76,11 @@ def do_stage(
         result = round_trip(work(folder), f"the result of stage {name}")
     except BaseException:
         spent = begun.seconds + time.monotonic() - started
-        _write(run_folder, replace(begun, seconds=spent), note)
+        try:
+            _write(run_folder, replace(begun, seconds=spent), note)
+        except StorageError as error:
+            # What stopped the stage is what matters; the marker only misses its duration.
+            logger.warning("the time of stage %s was not recorded: %s", name, error)
         raise
     spent = begun.seconds + time.monotonic() - started
     _write(run_folder, replace(begun, status="finished", seconds=spent, result=result), note)

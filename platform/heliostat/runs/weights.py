@@ -27,15 +27,18 @@ def write_weights(weights: Mapping[str, torch.Tensor], file: Path) -> None:
     kept: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
     owners: dict[tuple[object, ...], str] = {}
+    storages: set[int] = set()
     for name, tensor in weights.items():
         memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if tensor.numel() and memory in owners:
             tied[name] = owners[memory]
             continue
         owners[memory] = name
-        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
         plain = tensor.detach().cpu().contiguous()
-        kept[name] = plain if whole else plain.clone()
+        storage = plain.untyped_storage()
+        is_alone = storage.nbytes() == plain.nbytes and storage.data_ptr() not in storages
+        kept[name] = plain if is_alone else plain.clone()
+        storages.add(storage.data_ptr())
     save_file(kept, file, metadata={"format": "pt", _TIED: json.dumps(tied)})
     _settle_header(file)
 

@@ -85,17 +85,16 @@ def shorten(traceback: str) -> str:
 
 
 def screen(
-    explanation: Explanation, *, training: str, last_step: int, checkpoint: str | None, go_on: str
+    explanation: Explanation, *, training: str, last_step: int, checkpoint: str | None
 ) -> str:
-    """The text that a user sees."""
-    lines = [f"Training {training} failed: {explanation.sentence}."]
+    """The text that a user sees; the command line adds the command that goes on."""
+    lines = [f"training {training} failed: {explanation.sentence}"]
     if explanation.collateral:
         ranks = ", ".join(map(str, explanation.collateral))
         lines.append(f"Workers that failed only because of it: {ranks}.")
     if explanation.traceback:
         lines += ["", explanation.traceback, ""]
     lines.append(f"Last step: {last_step}. Last good checkpoint: {checkpoint or 'none yet'}.")
-    lines.append(f"Go on with: {go_on}")
     return "\n".join(lines)
 
 

@@ -151,15 +151,9 @@ def _train(
     began = time.monotonic()
     outcome = _Training(spec, run, resources, stage).watch()
     if outcome.status == "failed":
-        raise TrainingFailed(
-            f"Training {stage} failed: {outcome.message}.\n"
-            f"Go on, once the cause is mended, with: heliostat train {run.job} --run {run.id}"
-        )
+        raise TrainingFailed(f"training {stage} failed: {outcome.message}")
     if outcome.status == "stopped":
-        raise Interrupted(
-            f"stopped at step {outcome.step} of {steps} of {stage}, saved; "
-            f"go on with: heliostat train {run.job} --run {run.id}"
-        )
+        raise Interrupted(f"stopped at step {outcome.step} of {steps} of {stage}, and saved")
     return {
         "outcome": asdict(outcome),
         "seconds": time.monotonic() - began,
@@ -230,6 +224,5 @@ class _Training:
                 training=self._stage,
                 last_step=self._last_step,
                 checkpoint=checkpoints[-1][0].uri if checkpoints else None,
-                go_on=f"heliostat train {self._run.job} --run {self._run.id}",
             )
         )

@@ -40,15 +40,5 @@ def check_training(
 
     check_config(task.name, config, resources)
     cluster = read_cluster()
-    require_feasible(
-        ResourceRequest(
-            workers_min=resources.workers.low,
-            workers_max=resources.workers.high,
-            cpus=resources.cpus_per_worker,
-            gpus=resources.gpus_per_worker,
-            memory_bytes=int((resources.memory_per_worker_gb or 0) * 1e9),
-            accelerator_type=resources.accelerator_type,
-        ),
-        cluster,
-    )
+    require_feasible(ResourceRequest.of(resources), cluster)
     require_shared_storage(folder, cluster)

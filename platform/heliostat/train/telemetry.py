@@ -6,6 +6,7 @@ Speed counts only targets (padding is no work anybody asked for) and only time s
 
 from __future__ import annotations
 
+import logging
 import platform
 import resource
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,12 @@ from importlib.metadata import version
 import torch
 
 from heliostat.cluster.flops import model_flops_utilisation
+from heliostat.errors import Fault
 from heliostat.train.collectives import Ranks
 from heliostat.train.monitor import Row
 from heliostat.train.task import Batch, Task
+
+logger = logging.getLogger(__name__)
 
 PUBLISHED = {
     "loss": "Training loss of the global batch",
@@ -52,12 +56,18 @@ class Telemetry:
         flops = sum(task.flops(batch) for batch in micro_batches)
         if flops:
             speeds["flops_per_s"] = flops / seconds
-            utilisation = model_flops_utilisation(
-                flops, seconds, 1, self._device_name, self._precision
-            )
-            if utilisation is not None:
-                speeds["mfu"] = utilisation
+            speeds |= self._utilisation(flops, seconds)
         return speeds
+
+    def _utilisation(self, flops: float, seconds: float) -> dict[str, float]:
+        try:
+            share = model_flops_utilisation(flops, seconds, 1, self._device_name, self._precision)
+        except Fault as error:
+            # More than the peak: the task counts its FLOPs wrongly. A wrong MFU is not shown.
+            logger.warning("%s", error)
+            self._device_name = None
+            return {}
+        return {"mfu": share} if share is not None else {}
 
     def publish(self, row: Row) -> None:
         """Set the Prometheus gauges of this training."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 import pytest
 from faker import Faker
 from hypothesis import given
 from hypothesis import strategies as st
+from stdnum import iban, luhn
 
 from jobs.support_templates.data.writing import (
     KINDS,
@@ -70,3 +72,17 @@ def test_values_depend_on_the_random_state_only(kind: str) -> None:
     assert values() == values()
     assert len(set(values())) > 10
     assert not any("\n" in value for value in values())
+
+
+def test_grouping_keeps_every_digit_of_cards_and_ibans() -> None:
+    random = Random(3)
+    fake = Faker("en_US")
+    fake.random = random
+    cards = [personal_value("CARD", fake, random) for _ in range(300)]
+    assert {len(re.sub("[ -]", "", card)) for card in cards} >= {13, 15, 16}
+    assert any(re.fullmatch(r"\d{4} \d{4} \d{4} \d{4}", card) for card in cards)
+    assert any(re.fullmatch(r"\d{4}-\d{6}-\d{5}", card) for card in cards)
+    assert all(luhn.is_valid(re.sub("[ -]", "", card)) for card in cards)
+    ibans = [personal_value("IBAN", fake, random) for _ in range(100)]
+    assert all(iban.is_valid(one) for one in ibans)
+    assert any(" " in one for one in ibans)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,8 @@ import yaml
 
 from tests.support.example_job import command_environment, heliostat_command, write_job
 
-# A cold start on a busy machine; idle it takes about half a second.
-STARTUP_S = 10.0
+# What is promised; it takes about 0.4 s.
+STARTUP_S = 2.0
 HEAVY = ("torch", "ray", "deepspeed", "transformers", "mlflow", "pandas", "sklearn", "pyarrow")
 
 
@@ -24,19 +24,26 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def best_of_three(folder: Path, *words: str) -> float:
-    """The shortest time a command takes; the first also compiles."""
+def shortest_of_three(folder: Path, *words: str) -> float:
+    """The least processor time a command takes in three attempts; the first also compiles.
+
+    Processor time, since the wall clock also measures what else the machine does.
+    """
     times = []
     for _ in range(3):
-        start = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         heliostat_command(folder, *words)
-        times.append(time.monotonic() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return min(times)
 
 
-def test_help_and_a_config_error_come_within_two_seconds(project: Path) -> None:
-    assert best_of_three(project, "--help") < 2.0
-    assert best_of_three(project, "train", "example", "fit.bacth=3") < 2.0
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["train", "example", "fit.bacth=3"], ["train", "exmaple"], ["config", "show"]],
+)
+def test_help_and_mistakes_come_within_two_seconds(project: Path, words: list[str]) -> None:
+    assert shortest_of_three(project, *words) < STARTUP_S
 
 
 @pytest.mark.parametrize(
@@ -184,3 +191,23 @@ def test_the_shell_completes_jobs_sizes_keys_and_choices(
     )
     found = {line.split('"')[1] for line in result.stdout.splitlines() if line.count('"') >= 2}
     assert found == offers, result.stdout + result.stderr
+
+
+def test_the_doctor_looks_at_the_installation(project: Path) -> None:
+    result = heliostat_command(project, "doctor")
+    assert result.returncode in (0, 1)
+    assert "python: " in result.stdout
+
+
+def test_a_job_without_trainings_has_an_empty_estimate(project: Path) -> None:
+    result = heliostat_command(
+        project, "estimate", "example", "--cluster", "nodes=2,cpus=8,gpus=0,memory=16GB"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("job example, size laptop, config ")
+
+
+def test_an_unreadable_cluster_is_a_users_mistake(project: Path) -> None:
+    result = heliostat_command(project, "estimate", "example", "--cluster", "nodez=2")
+    assert result.returncode == 2
+    assert "nodez" in result.stderr

@@ -58,6 +58,10 @@ class Config:
     spare: Zero | None = None
     more: dict[str, Stage] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.dapt.fit.steps == 13:
+            raise ConfigError("13 brings bad luck to steps")
+
 
 GOOD = """\
 seed: 1
@@ -214,6 +218,11 @@ class TestImpossibleCombinations:
         assert message(GOOD, "dapt.fit.batch=10") == (
             "command line: dapt.fit: batch is 10, no multiple of micro_batch 4: use 8 or 12 "
             "(dapt.fit.batch from command line, dapt.fit.micro_batch from default)"
+        )
+
+    def test_found_by_a_shared_check_name_what_was_typed(self) -> None:
+        assert message(GOOD, "dapt.fit.steps=13") == (
+            "command line: dapt.fit.steps: 13 brings bad luck to steps"
         )
 
     def test_in_a_deep_section_have_the_whole_path(self) -> None:

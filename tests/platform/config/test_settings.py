@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_without_variables_everything_has_a_default(tmp_path: Path) -> None:
     found = settings()
     assert found.home == tmp_path / "home" / ".cache" / "heliostat"
     assert found.runs is found.tracking_uri is found.ray_address is None
-    assert not (found.is_submitted or found.is_in_package or found.is_ci)
+    assert not any((found.is_submitted, found.is_in_package, found.is_ci))
 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +115,4 @@ def test_a_folder_is_put_first_on_the_path_once(
     put_on_path(tmp_path)
     put_on_path(tmp_path)
     assert sys.path == [str(tmp_path), "/other"]
-    import os
-
     assert os.environ["PYTHONPATH"] == f"{tmp_path}:/given"

@@ -203,7 +203,13 @@ def test_no_safetensors_file_is_taken_for_a_pickle(tmp_path: Path, tensors: int)
 
 def test_tied_and_overlapping_tensors_come_back_whole(tmp_path: Path) -> None:
     table = torch.arange(12.0).reshape(4, 3)
-    tied = {"embed": table, "head": table, "rows": table[1:3], "across": table.T}
+    tied = {
+        "embed": table,
+        "head": table,
+        "rows": table[1:3],
+        "across": table.T,
+        "flat": table.reshape(-1),
+    }
     make(tmp_path / "bundle", weights=tied)
     loaded = load_bundle(tmp_path / "bundle").weights()
     assert loaded.keys() == tied.keys()
