@@ -19,8 +19,8 @@ from jobs.support_templates.baselines import (
 )
 from jobs.support_templates.config import Config
 from jobs.support_templates.contexts import context_text
-from jobs.support_templates.evaluation import fitted_temperature, recent_templates
-from jobs.support_templates.pipeline import Conversations, Labelled, measure, scored_samples
+from jobs.support_templates.evaluation import recent_templates
+from jobs.support_templates.pipeline import Conversations, Labelled, measure
 from jobs.support_templates.preparation import redacted_case
 from jobs.support_templates.run_report import Arm
 

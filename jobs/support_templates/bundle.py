@@ -172,11 +172,11 @@ def _card(run: Run, metrics: Mapping[str, float], inputs: Sequence[Input]) -> Ca
         limits=(
             "It knows the templates of its label map only; later ones need a new classifier. It "
             "must be given text redacted by the redactor version that it names. Figures measured "
-            "on generated conversations say how the method works, not how well it would do on yours."
+            "on generated conversations say how the method works, not how well it does on yours."
         ),
         how_made=(
-            f"`heliostat train support_templates --run {run.id}`: domain-adaptive pretraining, then "
-            "discriminative fine-tuning (Wyatte et al., arXiv 2405.15765)."
+            f"`heliostat train support_templates --run {run.id}`: domain-adaptive pretraining, "
+            "then discriminative fine-tuning (Wyatte et al., arXiv 2405.15765)."
         ),
         licence="Apache-2.0 for the weights made here; the inputs keep their own licences.",
     )

@@ -1,7 +1,346 @@
-"""placeholder"""
+"""The claim, measured: domain adaptation improves template accuracy, and its loss predicts it.
+
+Wyatte et al., arXiv 2405.15765, tables 3 and figure 3, in miniature. For every seed: pretrain,
+adapt, then fine-tune from the general and from the adapted decoder with the same labels, order and
+schedule, at two label budgets and two schedules; beside them TF-IDF, tuned on validation. Seeds
+differ in the simulated conversations, the labels drawn and the initial weights. A smaller decoder
+and checkpoints along the adaptation give the scaling points.
+
+Every training is a stage of the run with one worker, several at a time; a claim that is interrupted
+goes on.
+"""
+
 from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from heliostat.config.int_range import IntRange
+from heliostat.runs.claim import ClaimResult, Criterion, Measurement, write_claim
 from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
-from jobs.support_templates.config import Config
+from heliostat.train.config import FitConfig
+from heliostat.train.fit import FitResult
+from jobs.support_templates.arms import classical_arms, recent_template_ids
+from jobs.support_templates.claim_criteria import criteria
+from jobs.support_templates.claim_report import write_claim_report
+from jobs.support_templates.config import ClassifierStage, Config
+from jobs.support_templates.evaluation import Evaluation
+from jobs.support_templates.pipeline import (
+    Base,
+    Conversations,
+    Labelled,
+    adapt,
+    fine_tune,
+    label,
+    open_base,
+    open_conversations,
+)
+from jobs.support_templates.redaction_check import redaction_figures
+from jobs.support_templates.run_report import inputs_of
+from jobs.support_templates.scaling import ScalingPoint
+from models.counting import training_compute
+
+STATEMENT = (
+    "Continuing language-model pretraining on unlabelled in-domain transcripts, then fine-tuning "
+    "the same decoder as a classifier, gives better top-k template accuracy than fine-tuning the "
+    "general model, and the language-modelling loss after adaptation predicts the classification "
+    "loss (Wyatte et al., arXiv 2405.15765, table 3 and figure 3)."
+)
+CHECKPOINTS = 5
+"""Checkpoints along the adaptation that are fine-tuned for the scaling report, for each size."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One fine-tuning of the study."""
+
+    name: str
+    budget: int
+    schedule: str
+    adapted: bool
+    last_message_only: bool = False
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Everything of one repetition before fine-tuning."""
+
+    seed: int
+    config: Config
+    conversations: Conversations
+    base: Base
+    adapted: FitResult
+
+    @property
+    def prefix(self) -> str:
+        """Begins the names of its stages."""
+        return f"s{self.seed}-"
+
+
 def claim(config: Config, run: Run) -> RunSummary:
-    raise NotImplementedError
+    """Measure the claim over all seeds and write `claim.json` and a report."""
+    began = time.monotonic()
+    config = _one_worker(config)
+    # The general text is shared: prepared before anything runs in parallel.
+    prepared = [with_seed(config, seed) for seed in config.claim.seeds]
+    conversations = [open_conversations(one, run) for one in prepared]
+    with ThreadPoolExecutor(config.claim.parallel, thread_name_prefix="claim") as pool:
+        first, *others = zip(prepared, conversations, strict=True)
+        seeds = [_pretrain(run, *first)]
+        seeds += pool.map(lambda entry: _pretrain(run, *entry), others)
+        measured = _measure_all(run, seeds, pool)
+        points = _scaling_points(run, seeds[0], pool)
+    figures = [figure for group in measured for figure in group]
+    for seed, talks in zip(prepared, conversations, strict=True):
+        figures.append(Measurement("redaction", seed.seed, redaction_figures(seed, run, talks)))
+    inputs = inputs_of(config, seeds[0].base, conversations[0])
+    result = ClaimResult(
+        job="support_templates",
+        statement=STATEMENT,
+        size=f"decoder {config.model.width} x {config.model.layers}",
+        method=_key(True, config.claim.label_budgets[-1], "long"),
+        baselines=(
+            _key(False, config.claim.label_budgets[-1], "long"),
+            f"TF-IDF, {config.claim.label_budgets[-1]} labels",
+        ),
+        measurements=(*figures, *_as_measurements(points, seeds[0].seed)),
+        criteria=tuple(criteria(config.claim, figures, points)),
+        inputs=tuple(inputs),
+        command=_command(config),
+        seconds=time.monotonic() - began,
+    )
+    write_claim(run.folder, result, _docs_folder(config))
+    report = write_claim_report(run, result, points)
+    run.finish({"holds": float(result.holds)}, seeds=config.claim.seeds)
+    return RunSummary(
+        title="The claim " + ("holds" if result.holds else "does not hold"),
+        columns=("criterion", "measured", "", "threshold", "holds"),
+        rows=tuple(_row(criterion) for criterion in result.criteria),
+        paths={"report": report.uri, "claim": (run.folder / "claim.json").uri},
+    )
+
+
+def _pretrain(
+    run: Run, config: Config, conversations: Conversations, prefix: str | None = None
+) -> Seed:
+    prefix = f"s{config.seed}-" if prefix is None else prefix
+    base = open_base(config, run, prefix=prefix)
+    adapted = adapt(config, run, base, conversations, name=f"{prefix}dapt")
+    return Seed(config.seed, config, conversations, base, adapted)
+
+
+def arms(config: Config) -> list[Arm]:
+    """Every fine-tuning of one seed."""
+    settings = config.claim
+    plain = [
+        Arm(_key(adapted, budget, schedule), budget, schedule, adapted)
+        for budget in settings.label_budgets
+        for schedule in ("short", "long")
+        for adapted in (False, True)
+    ]
+    largest = settings.label_budgets[-1]
+    return [*plain, Arm("last message only", largest, "long", True, last_message_only=True)]
+
+
+def _measure_all(
+    run: Run, seeds: Sequence[Seed], pool: ThreadPoolExecutor
+) -> list[list[Measurement]]:
+    labelled = {
+        (seed.seed, budget, last_only): _labelled(run, seed, budget, last_only)
+        for seed in seeds
+        for budget in seed.config.claim.label_budgets
+        for last_only in (False, True)
+        if not last_only or budget == seed.config.claim.label_budgets[-1]
+    }
+    work = [(seed, arm) for seed in seeds for arm in arms(seed.config)]
+
+    def measure(entry: tuple[Seed, Arm]) -> Measurement:
+        seed, arm = entry
+        samples = labelled[seed.seed, arm.budget, arm.last_message_only]
+        weights = seed.adapted.last if arm.adapted else seed.base.weights
+        stage = _stage(seed.config, arm)
+        name = f"{seed.prefix}{arm.name.replace(', ', '-').replace(' ', '-').replace('+', '')}"
+        done = fine_tune(name, seed.config, run, stage, seed.base, samples, weights, frozenset())
+        return Measurement(arm.name, seed.seed, _figures(done.evaluation))
+
+    decoders = list(pool.map(measure, work))
+    classical = [_classical(run, seed, labelled) for seed in seeds]
+    return [decoders, *classical]
+
+
+def _classical(
+    run: Run, seed: Seed, labelled: dict[tuple[int, int, bool], Labelled]
+) -> list[Measurement]:
+    measured = []
+    recent = recent_template_ids(seed.conversations, datetime.now(UTC))
+    for budget in seed.config.claim.label_budgets:
+        samples = labelled[seed.seed, budget, False]
+        for arm in classical_arms(seed.config, run, seed.conversations, samples, recent):
+            name = arm.name.removesuffix(", full context")
+            measured.append(
+                Measurement(f"{name}, {budget} labels", seed.seed, _figures(arm.evaluation))
+            )
+    return measured
+
+
+def _scaling_points(run: Run, seed: Seed, pool: ThreadPoolExecutor) -> list[ScalingPoint]:
+    """Fine-tune from checkpoints along the adaptation of two sizes."""
+    small = replace(
+        seed.config.model,
+        width=seed.config.claim.second_width,
+        layers=seed.config.claim.second_layers,
+    )
+    second = _pretrain(run, replace(seed.config, model=small), seed.conversations, "small-")
+    budget = seed.config.claim.label_budgets[-1]
+    samples = _labelled(run, seed, budget, False)
+    stage = _stage(seed.config, Arm("scaling", budget, "short", True))
+    work = [(one, row) for one in (seed, second) for row in _spread_rows(one.adapted)]
+
+    def point(entry: tuple[Seed, dict[str, float]]) -> ScalingPoint:
+        one, row = entry
+        step = int(row["step"])
+        size = f"{one.base.decoder.width} x {one.base.decoder.layers}"
+        name = f"scaling-{one.base.decoder.width}-{step}"
+        done = fine_tune(
+            name, one.config, run, stage, one.base, samples, one.adapted.at_step(step), frozenset()
+        )
+        tokens = row["tokens"]
+        compute = training_compute(
+            one.base.decoder, trained_tokens=tokens, seq_len=one.config.dapt.seq_len
+        )
+        overall = done.evaluation.overall
+        return ScalingPoint(
+            size=size,
+            step=step,
+            tokens=int(tokens),
+            flops=compute.non_embedding,
+            flops_full=compute.with_output_and_attention,
+            lm_loss=row["eval/loss"],
+            cls_loss=done.evaluation.loss,
+            top1=overall.top1,
+            top3=overall.top3,
+            top5=overall.top5,
+        )
+
+    return list(pool.map(point, work))
+
+
+def _spread_rows(adapted: FitResult) -> list[dict[str, float]]:
+    """Evaluations along the training, evenly spread, each with the tokens seen until then."""
+    tokens, rows = 0.0, []
+    for row in adapted.history():
+        if "loss" in row:
+            tokens += row["tokens"]
+        else:
+            rows.append({**row, "tokens": tokens})
+    picked = [round(i * (len(rows) - 1) / (CHECKPOINTS - 1)) for i in range(CHECKPOINTS)]
+    return [rows[index] for index in dict.fromkeys(picked)]
+
+
+def _stage(config: Config, arm: Arm) -> ClassifierStage:
+    settings = config.claim
+    place = settings.label_budgets.index(arm.budget)
+    is_short = arm.schedule == "short"
+    epochs = (settings.short_epochs if is_short else settings.long_epochs)[place]
+    lr = settings.short_lr if is_short else settings.long_lr
+    fit = config.dft.fit
+    return replace(
+        config.dft,
+        label_budget=arm.budget,
+        context=replace(config.dft.context, last_message_only=arm.last_message_only),
+        fit=replace(fit, epochs=epochs, steps=None, optimizer=replace(fit.optimizer, lr=lr)),
+    )
+
+
+def _labelled(run: Run, seed: Seed, budget: int, last_only: bool) -> Labelled:
+    stage = _stage(seed.config, Arm("", budget, "short", True, last_only))
+    suffix = "-last" if last_only else ""
+    name = f"{seed.prefix}labels-{budget}{suffix}"
+    return label(seed.config, run, seed.base, seed.conversations, stage, name=name)
+
+
+def with_seed(config: Config, seed: int) -> Config:
+    simulator = replace(config.data.simulator, seed=config.data.simulator.seed + seed)
+    return replace(config, seed=seed, data=replace(config.data, simulator=simulator))
+
+
+def _one_worker(config: Config) -> Config:
+    """One worker a training, its micro batch the whole batch, and all the snapshots we need."""
+
+    def single(fit: FitConfig) -> FitConfig:
+        return replace(fit, micro_batch=fit.batch)
+
+    snapshots = replace(config.dapt.fit.checkpoint, weights_at_evaluations=True)
+    dapt_fit = replace(single(config.dapt.fit), checkpoint=snapshots)
+    general = config.general.training
+    return replace(
+        config,
+        general=replace(config.general, training=replace(general, fit=single(general.fit))),
+        dapt=replace(config.dapt, fit=dapt_fit),
+        dft=replace(config.dft, fit=single(config.dft.fit)),
+        resources=replace(config.resources, workers=IntRange(1, 1)),
+    )
+
+
+def _key(adapted: bool, budget: int, schedule: str) -> str:
+    return f"{'general + DAPT' if adapted else 'general'}, {budget} labels, {schedule}"
+
+
+def _figures(evaluation: Evaluation) -> dict[str, float]:
+    overall = evaluation.overall
+    return {
+        "top1_percent": 100 * overall.top1,
+        "top3_percent": 100 * overall.top3,
+        "top5_percent": 100 * overall.top5,
+        "loss_nats": evaluation.loss,
+        "ece": evaluation.ece,
+        "calibrated_ece": evaluation.calibrated_ece,
+        "test_messages": float(overall.samples),
+        "out_of_map": float(evaluation.out_of_map),
+    }
+
+
+def _as_measurements(points: Sequence[ScalingPoint], seed: int) -> list[Measurement]:
+    return [
+        Measurement(
+            f"scaling, {point.size}, step {point.step}",
+            seed,
+            {
+                "dapt_tokens": point.tokens,
+                "dapt_flops": point.flops,
+                "dapt_loss_nats": point.lm_loss,
+                "loss_nats": point.cls_loss,
+                "top1_percent": 100 * point.top1,
+                "top5_percent": 100 * point.top5,
+            },
+        )
+        for point in points
+    ]
+
+
+def _command(config: Config) -> str:
+    seeds = config.data.simulator.seed_utterances
+    extra = f" data.simulator.seed_utterances={Path(seeds).name}" if seeds else ""
+    return f"heliostat claim support_templates{extra}"
+
+
+def _docs_folder(config: Config) -> Path | None:
+    """`docs/` of a checkout that the claim is measured from, for the packaged default only."""
+    is_default = config.data.cases is None and config.data.simulator.seed_utterances is None
+    docs = Path("docs")
+    return docs if is_default and (docs / "claims").is_dir() else None
+
+
+def _row(criterion: Criterion) -> tuple[str, float, str, float, str]:
+    return (
+        criterion.what,
+        round(criterion.measured, 3),
+        criterion.relation,
+        criterion.threshold,
+        "yes" if criterion.holds else "NO",
+    )

@@ -13,11 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from heliostat.errors import ConfigError, DataError
 from heliostat.storage import Location
 from jobs.support_templates.tokenizer import TextCodec, load_codec
 from models.decoder_config import DecoderConfig
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGE = "package:"
 HUB_FILES = ["*.safetensors", "*.json"]
@@ -73,8 +77,8 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
-            f"model.source is {name!r}: it is no folder here and could not be fetched from the "
-            f"hub ({type(error).__name__}); download it where there is a network and give its folder"
+            f"model.source is {name!r}: it is no folder here and could not be fetched from the hub "
+            f"({type(error).__name__}); download it where there is a network and give its folder"
         ) from error
 
 
@@ -100,7 +104,9 @@ def _convert(folder: Path, decoder: DecoderConfig, cache: Location) -> Location:
             f"{folder} holds no *.safetensors file; other formats can run code when they are "
             "loaded and are refused"
         )
-    stamp = json.dumps([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+    stamp = json.dumps(
+        [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    )
     target = cache / f"converted-{sha256(stamp.encode()).hexdigest()[:16]}"
     if not (target / FILE).exists():
         try:
@@ -112,10 +118,10 @@ def _convert(folder: Path, decoder: DecoderConfig, cache: Location) -> Location:
     return target
 
 
-def _tensors(files: list[Path]) -> dict[str, object]:
+def _tensors(files: list[Path]) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    tensors: dict[str, object] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in files:
         tensors |= load_file(file)
     return tensors

@@ -48,7 +48,13 @@ from jobs.support_templates.preparation import (
 )
 from jobs.support_templates.split import check_no_shared_case, drawn
 from jobs.support_templates.tasks import LanguageModelling, TemplateClassification
-from jobs.support_templates.tokenizer import FILE, TextCodec, load_codec, train_tokenizer, write_codec
+from jobs.support_templates.tokenizer import (
+    FILE,
+    TextCodec,
+    load_codec,
+    train_tokenizer,
+    write_codec,
+)
 from models.decoder_config import DecoderConfig, gpt_neox_config
 
 RANDOM_WEIGHTS = "config"
@@ -159,8 +165,8 @@ def simulated(config: Config, run: Run) -> Location:
     return folder
 
 
-def open_base(config: Config, run: Run) -> Base:
-    """Stage 0, or the checkpoint that stands in its place."""
+def open_base(config: Config, run: Run, *, prefix: str = "") -> Base:
+    """Stage 0, or the checkpoint that stands in its place; `prefix` begins the stage's name."""
     if config.model.source != RANDOM_WEIGHTS:
         found = open_pretrained(config.model.source, run.cache)
         return Base(found.decoder, found.codec, found.weights, None)
@@ -182,7 +188,13 @@ def open_base(config: Config, run: Run) -> Base:
         validation_at=folder / "validation",
         seed=config.seed,
     )
-    general = fit(task, config.general.training.fit, run=run, resources=config.resources)
+    general = fit(
+        task,
+        config.general.training.fit,
+        run=run,
+        resources=config.resources,
+        name=f"{prefix}general",
+    )
     return Base(decoder, codec, general.last, general)
 
 
@@ -193,7 +205,7 @@ def adapt(
     train, held_out = conversations.pretrain_sides
     workers = config.data.preparation_workers
     task = language_modelling(
-        name,
+        "dapt",
         config.dapt,
         base,
         documents_at=documents(
@@ -205,7 +217,14 @@ def adapt(
         seed=config.seed,
         redactor_version=conversations.redactor_version,
     )
-    return fit(task, config.dapt.fit, run=run, resources=config.resources, start_from=base.weights)
+    return fit(
+        task,
+        config.dapt.fit,
+        run=run,
+        resources=config.resources,
+        name=name,
+        start_from=base.weights,
+    )
 
 
 def language_modelling(
@@ -319,8 +338,8 @@ def fine_tune(
     recent: frozenset[str],
 ) -> Classifier:
     """Stage 2 from given weights, calibrated on validation and measured on test."""
-    task = classification(name, config, stage, base, labelled, pretrained)
-    trained = fit(task, stage.fit, run=run, resources=config.resources)
+    task = classification("dft", config, stage, base, labelled, pretrained)
+    trained = fit(task, stage.fit, run=run, resources=config.resources, name=name)
 
     def scores(side: Location) -> Scores:
         from heliostat.data.stream import RowStream
@@ -401,15 +420,15 @@ def _write_labelled(
     train = tables["train"]
     ids = train.column("sample_id").to_pylist()
     # The salt of the draw holds the seed, so that seeds differ in their labels as well.
-    rows = drawn(ids, budget if budget is not None else len(ids), f"{config.data.salt}{config.seed}")
+    rows = drawn(
+        ids, budget if budget is not None else len(ids), f"{config.data.salt}{config.seed}"
+    )
     chosen = train.take(np.asarray(rows, dtype=np.int64))
     counts = Counter(chosen.column("template_id").to_pylist())
     built = build_label_map(
         counts, min_label_count=config.data.min_label_count, created_at=datetime.now(UTC)
     )
-    kept = np.flatnonzero(
-        built.label_map.indices(chosen.column("template_id").to_pylist()) >= 0
-    )
+    kept = np.flatnonzero(built.label_map.indices(chosen.column("template_id").to_pylist()) >= 0)
     skipped: Counter[str] = Counter()
     for side, table in tables.items():
         skipped.update(json.loads(table.metadata["rejected"]))
@@ -423,9 +442,7 @@ def _write_labelled(
     }
 
 
-def _write_side(
-    table: Table, rows: np.ndarray, label_map: LabelMap, location: Location
-) -> None:
+def _write_side(table: Table, rows: np.ndarray, label_map: LabelMap, location: Location) -> None:
     location.delete()
     with TableWriter(location, LABELLED_SCHEMA, dict(table.metadata)) as writer:
         for start in range(0, len(rows), 1024):

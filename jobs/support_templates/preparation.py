@@ -214,9 +214,7 @@ def redact_cases(
     """The table of redacted cases."""
     redactor = build_redactor(presidio)
     chunks = [
-        (chunk, rule)
-        for location, rule in sources
-        for chunk in case_chunks.chunks_of(location)
+        (chunk, rule) for location, rule in sources for chunk in case_chunks.chunks_of(location)
     ]
     rules = json.dumps([repr(rule) for _, rule in sources])
     key = PreparationKey(

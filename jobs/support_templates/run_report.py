@@ -41,7 +41,9 @@ def inputs_of(config: Config, base: Base, conversations: Conversations) -> list[
         source = data.simulator.seed_utterances
         if source is not None:
             name = source.rsplit("/", 1)[-1]
-            inputs.append(Input("openings", "real", f"first messages from {name}", "of their owner"))
+            inputs.append(
+                Input("openings", "real", f"first messages from {name}", "of their owner")
+            )
         inputs.append(
             Input(
                 "conversations",
@@ -61,9 +63,7 @@ def inputs_of(config: Config, base: Base, conversations: Conversations) -> list[
             )
         )
     else:
-        inputs.append(
-            Input("pretrained model", "real", config.model.source, "of its publisher")
-        )
+        inputs.append(Input("pretrained model", "real", config.model.source, "of its publisher"))
     return inputs
 
 
@@ -164,7 +164,9 @@ def accuracy_table(
 
 def skipped_sentence(evaluation: Evaluation) -> str:
     """What was left out on the way, so that nothing is dropped silently."""
-    parts = [f"{evaluation.out_of_map} test messages have a template outside the label map (misses)"]
+    parts = [
+        f"{evaluation.out_of_map} test messages have a template outside the label map (misses)"
+    ]
     rare = sum(1 for reason in evaluation.skipped if reason.startswith("rare: "))
     if rare:
         parts.append(f"{rare} templates were too rare for the label map")

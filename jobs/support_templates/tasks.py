@@ -199,9 +199,7 @@ class TemplateClassification:
 
     def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Scores over the label map: [B, C]."""
-        scores: torch.Tensor = model(
-            batch["input_ids"], attention_mask=batch["attention_mask"]
-        )
+        scores: torch.Tensor = model(batch["input_ids"], attention_mask=batch["attention_mask"])
         return scores
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, object]]:
@@ -217,9 +215,7 @@ class TemplateClassification:
 
     def _classifier(self, decoder: Decoder) -> DecoderClassifier:
         head = torch.Generator().manual_seed(self.seed + HEAD_SEED)
-        return DecoderClassifier(
-            decoder, self.classes, head, pooling=cast(Pooling, self.pooling)
-        )
+        return DecoderClassifier(decoder, self.classes, head, pooling=cast(Pooling, self.pooling))
 
     def _loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         # A template outside the label map has no class, so no loss.

@@ -94,9 +94,7 @@ def codec_of(json_text: str, where: str) -> TextCodec:
     end = next((vocabulary[name] for name in END_NAMES if name in vocabulary), None)
     pad = next((vocabulary[name] for name in PAD_NAMES if name in vocabulary), None)
     if end is None:
-        raise DataError(
-            f"{where} has no end-of-text token: expected one of {', '.join(END_NAMES)}"
-        )
+        raise DataError(f"{where} has no end-of-text token: expected one of {', '.join(END_NAMES)}")
     if pad == end:
         raise DataError(f"{where} pads with its end-of-text token {end}: expected another token")
     return TextCodec(json_text=json_text, end_of_text=end, pad=pad)

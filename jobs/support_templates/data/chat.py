@@ -84,19 +84,20 @@ class Chat:
         return self.random.choice(choices)
 
     def customer(self, text: str) -> None:
-        """A customer's message of ordinary words."""
-        self.customer_pieces([Piece(text)])
+        """A customer's passing remark."""
+        self._type([Piece(text)], typo_share=0.0)
 
-    def customer_pieces(self, pieces: Sequence[Piece]) -> None:
-        """A customer's message, typed carelessly and now and then with personal data."""
+    def opening(self, pieces: Sequence[Piece]) -> None:
+        """A customer's complaint, with typing errors."""
+        self._type(pieces, self._config.typo_share)
+
+    def _type(self, pieces: Sequence[Piece], typo_share: float) -> None:
         if self._personal.random() < self._config.personal_share:
             sentences = phrases().personal
             pieces = with_personal_data(pieces, sentences, self._fake, self._personal)
+        lower_case_share = self._config.lower_case_share
         text, spans = type_out(
-            pieces,
-            self._typing,
-            lower_case_share=self._config.lower_case_share,
-            typo_share=self._config.typo_share,
+            pieces, self._typing, lower_case_share=lower_case_share, typo_share=typo_share
         )
         idx = len(self._messages)
         self.spans += [GoldSpan(self._case_id, idx, one.start, one.end, one.kind) for one in spans]

@@ -36,7 +36,7 @@ class SimConfig:
     lower_case_share: float = 0.6
     """Share of customer messages written in lower case, 0 to 1."""
     typo_share: float = 0.03
-    """Share of letters in customer messages that are mistyped, 0 to 1."""
+    """Share of letters that are mistyped in complaints, 0 to 1; texts from a file stay as is."""
     zipf_exponent: float = 0.7
     """Exponent of the law of issue frequencies; 0 makes all issues equally frequent."""
     advocates: int = 40

@@ -19,12 +19,14 @@ PARTICLES = word_set(
 MODALS = frozenset({"will", "may", "can"})
 
 NEVER_NAMES = word_set(
-    "ai an angle art august brain carry chance china date desire dot else era ha hang hung in "
-    "loan long ma man manual many mi min miss my numbers ok pa page ping season see so soon "
-    "spring ta the van vi april june july january february march monday friday saturday "
-    "sunday buddy dear guy honey lady love man son sunshine sweet sir"
+    "ai an angle art brain carry chance china date desire dot else era ha hang hung in loan "
+    "long ma man manual many mi min miss my numbers ok pa page ping season see so soon spring "
+    "ta the van vi buddy dear guy honey lady love man son sunshine sweet sir"
 )
 """Words of the list of given names that no cue turns into a name."""
+
+CALENDAR = word_set("january february march april june july august monday friday saturday sunday")
+"""Given names that are dates, unless capitalised beside a surname."""
 
 NEVER_MENTIONED = word_set(
     "africa america asia carolina china dallas france georgia houston india ireland israel "

@@ -203,9 +203,7 @@ def _write_file(path: Path, data: Any) -> FileRecord:
         torch.save(data, file)
         file.flush()
         os.fsync(file.fileno())
-    return FileRecord(
-        name=path.name, size=path.stat().st_size, sha256=digest(Location.of(path))
-    )
+    return FileRecord(name=path.name, size=path.stat().st_size, sha256=digest(Location.of(path)))
 
 
 def _delete_quietly(folder: Location) -> None:
@@ -213,4 +211,3 @@ def _delete_quietly(folder: Location) -> None:
         folder.delete()
     except Exception as error:
         logger.warning("%s could not be removed: %s", folder.uri, error)
-

@@ -14,6 +14,7 @@ from heliostat.config.lines import FLOAT, INT, KeyPath, Plain, dotted
 MAY_DIFFER = ("resources", "tracker", "out")
 """Top-level keys that do not decide a result: they may change when a run goes on."""
 
+_BREAKS = frozenset("\x85\u2028\u2029\ufeff")
 _REFERENCE = re.compile(r"(\\*)\$\{")
 
 
@@ -23,7 +24,17 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:
         return True
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        # PyYAML 6.0 leaves these breaks as they are unless the text is double-quoted, and reads
+        # them back as a space; the spaces of Unicode at either end are lost on the way, too.
+        is_delicate = text != text.strip() or not _BREAKS.isdisjoint(text)
+        node: yaml.ScalarNode = self.represent_scalar(
+            "tag:yaml.org,2002:str", text, style='"' if is_delicate else None
+        )
+        return node
 
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:int", INT, list("-+0123456789"))
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 

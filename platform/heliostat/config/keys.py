@@ -112,7 +112,7 @@ def _as_written(shape: Shape, value: Plain, path: KeyPath, layer: Layer) -> Plai
             f"{layer.where(path)}: {dotted(path)!r} must be {expected(shape)}, but is {show(value)}"
         )
     raw = layer.marks[path].raw
-    if raw is not None and _is_text(shape, raw, layer) and (value is not None or raw == ""):
+    if raw is not None and _is_text(shape, raw, layer) and (value is not None or not raw.strip()):
         return raw
     return value
 

@@ -102,9 +102,7 @@ def clips_itself(config: FitConfig) -> bool:
     return config.zero.stage == 0 and config.precision == "fp32"
 
 
-def build_optimizer(
-    groups: list[dict[str, Any]], config: OptimizerConfig
-) -> torch.optim.Optimizer:
+def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     """torch's optimiser over the task's groups; `lr_scale` of a group multiplies the rate."""
     prepared = []
     for group in groups:
@@ -129,7 +127,10 @@ def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [parameter for parameter in trainable if parameter.ndim >= 2]},
-        {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [parameter for parameter in trainable if parameter.ndim < 2],
+            "weight_decay": 0.0,
+        },
     ]
 
 

@@ -57,9 +57,7 @@ def explain(
             f"worker {root.rank} on node {root.node} failed after step {root.step}: "
             f"{root.kind}: {root.message}"
         )
-        return Explanation(
-            sentence, shorten(root.traceback), _without(everyone, root.rank)
-        )
+        return Explanation(sentence, shorten(root.traceback), _without(everyone, root.rank))
     if dead:
         text = str(reported[dead[0]])
         why = "ran out of memory" if OUT_OF_MEMORY.search(text) else "was killed or crashed"

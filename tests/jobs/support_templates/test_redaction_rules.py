@@ -19,6 +19,7 @@ REDACTOR = build_redactor(presidio=False)
         ("Hi Mark,", "Hi <NAME>,"),
         ("regards, rose", "regards, <NAME>"),
         ("Will Smith paid", "<NAME> paid"),
+        ("i paid April Barnes in April", "i paid <NAME> in April"),
         ("it's for Grace Kelly", "it's for <NAME>"),
         ("Dr. Mary-Jane O'Neil Jr. called", "<NAME> called"),
         ("name on the card: MR J SMITH", "name on the card: <NAME>"),

@@ -149,17 +149,37 @@ def test_some_advocates_write_without_a_template() -> None:
     assert 0.01 < share(free) < 0.06
 
 
-def test_lower_case_and_typing_errors_have_their_shares() -> None:
+def test_lower_case_has_its_share() -> None:
     texts = [one.text for case in cases(replace(CLEAN, lower_case_share=0.6)) for one in
              case.messages if one.role == "customer"]  # fmt: skip
     assert share([text == text.lower() for text in texts]) == pytest.approx(0.6, abs=0.015)
     clean = [one.text for case in cases(CLEAN) for one in case.messages if one.role == "customer"]
     assert share([text == text.lower() for text in clean]) < 0.01
-    typed = [one.text for case in cases(replace(CLEAN, typo_share=0.03)) for one in case.messages
-             if one.role == "customer"]  # fmt: skip
-    expected = mean([0.97 ** sum(map(str.isalpha, text)) for text in clean])
-    unharmed = share([a == b for a, b in zip(clean, typed, strict=True)])
-    assert unharmed == pytest.approx(expected, abs=0.015)
+
+
+def test_complaints_have_typing_errors_and_other_messages_have_none() -> None:
+    """A complaint is what the advocate answers with the first template of an issue."""
+    letters, changed = [], []
+    for clean, typed in zip(cases(CLEAN), cases(replace(CLEAN, typo_share=0.03)), strict=True):
+        complaints = complaint_positions(clean)
+        for one, other in zip(clean.messages, typed.messages, strict=True):
+            if one.idx in complaints:
+                letters.append(sum(map(str.isalpha, one.text)))
+                changed.append(one.text != other.text)
+            else:
+                assert one == other
+    expected = mean([1 - 0.97**number for number in letters])
+    assert mean(changed) == pytest.approx(expected, abs=0.015)
+
+
+def complaint_positions(case: Case) -> set[int]:
+    positions, last = set(), 0
+    for one in case.messages:
+        if one.role == "customer":
+            last = one.idx
+        elif one.template_id is not None and one.template_id.endswith((".info", ".fix")):
+            positions.add(last)
+    return positions
 
 
 def test_advocates_make_no_typing_errors() -> None:

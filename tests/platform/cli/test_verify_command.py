@@ -27,7 +27,9 @@ def bundle(tmp_path: Path) -> Path:
     )
     folder = tmp_path / "bundle"
     weights = {"w": torch.arange(4.0)}
-    save_bundle(Location.of(folder), weights, {}, card=card, kind="example", metadata={})
+    save_bundle(
+        Location.of(folder), weights=weights, parts={}, card=card, kind="example", metadata={}
+    )
     return folder
 
 
