@@ -170,7 +170,7 @@ def open_base(config: Config, run: Run, *, prefix: str = "") -> Base:
     if config.model.source != RANDOM_WEIGHTS:
         found = open_pretrained(config.model.source, run.cache)
         return Base(found.decoder, found.codec, found.weights, None)
-    folder = _general_documents(config, run)
+    folder = general_documents(config, run)
     codec = load_codec(folder.local_path) if folder.is_local else _remote_codec(folder)
     model = config.model
     decoder = gpt_neox_config(
@@ -202,9 +202,23 @@ def adapt(
     config: Config, run: Run, base: Base, conversations: Conversations, *, name: str = "dapt"
 ) -> FitResult:
     """Stage 1: next-token training on the transcripts of the domain."""
+    return fit(
+        domain_task(config, run, base, conversations),
+        config.dapt.fit,
+        run=run,
+        resources=config.resources,
+        name=name,
+        start_from=base.weights,
+    )
+
+
+def domain_task(
+    config: Config, run: Run, base: Base, conversations: Conversations
+) -> LanguageModelling:
+    """The task of stage 1; prepares the transcripts."""
     train, held_out = conversations.pretrain_sides
     workers = config.data.preparation_workers
-    task = language_modelling(
+    return language_modelling(
         "dapt",
         config.dapt,
         base,
@@ -216,14 +230,6 @@ def adapt(
         ).location,
         seed=config.seed,
         redactor_version=conversations.redactor_version,
-    )
-    return fit(
-        task,
-        config.dapt.fit,
-        run=run,
-        resources=config.resources,
-        name=name,
-        start_from=base.weights,
     )
 
 
@@ -340,14 +346,33 @@ def fine_tune(
     """Stage 2 from given weights, calibrated on validation and measured on test."""
     task = classification("dft", config, stage, base, labelled, pretrained)
     trained = fit(task, stage.fit, run=run, resources=config.resources, name=name)
+    evaluation, test_scores = calibrated(task, trained.last, config, stage, labelled, recent)
+    return Classifier(task, trained, evaluation, test_scores)
+
+
+class ContextClassifier(Predictor, Protocol):
+    """The part of a classifier's task that measuring needs."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Scores over the label map: [B, C]."""
+        ...
+
+
+def calibrated(
+    task: ContextClassifier,
+    weights: Location,
+    config: Config,
+    stage: ClassifierStage,
+    labelled: Labelled,
+    recent: frozenset[str],
+) -> tuple[Evaluation, Scores]:
+    """Fit the temperature on validation and measure on test; with the scores on the test side."""
 
     def scores(side: Location) -> Scores:
-        from heliostat.data.stream import RowStream
-
         return predict(
             task,
             task.logits,
-            trained.last,
+            weights,
             RowStream(side, seed=0, shuffle=False),
             resources=config.resources,
             batch_size=stage.fit.micro_batch,
@@ -356,7 +381,7 @@ def fine_tune(
     validation, test = scores(labelled.validation), scores(labelled.test)
     held_out = scored_samples(labelled.validation).template_ids
     temperature = fitted_temperature(validation, held_out, labelled.label_map)
-    return Classifier(task, trained, measure(test, labelled, temperature, recent), test)
+    return measure(test, labelled, temperature, recent), test
 
 
 def measure(
@@ -382,7 +407,7 @@ def scored_samples(samples: Location) -> ScoredSamples:
     )
 
 
-def _general_documents(config: Config, run: Run) -> Location:
+def general_documents(config: Config, run: Run) -> Location:
     """Tokenizer and token documents of the general corpus, made once."""
     from jobs.support_templates.data.general_corpus import general_corpus
 

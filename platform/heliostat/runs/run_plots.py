@@ -70,8 +70,10 @@ def _throughput(metrics: Mapping[str, Series]) -> dict[str, Curve]:
 
 def _throughput_labels(series: SeriesByStage) -> AxisLabels:
     units = {unit for metrics in series.values() for unit in _throughput(metrics)}
-    unit = f"{units.pop()} per second" if len(units) == 1 else "per second"
-    return AxisLabels("step", unit, from_zero=True)
+    # Panels that begin at 0 share their axis, which tokens and samples cannot.
+    if len(units) == 1:
+        return AxisLabels("step", f"{units.pop()} per second", from_zero=True)
+    return AxisLabels("step", "per second")
 
 
 def _evaluation(metrics: Mapping[str, Series]) -> dict[str, Curve]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from heliostat.config.resources import ResourcesConfig
 from heliostat.data.reader import batch_plan
 from heliostat.errors import ConfigError
-from heliostat.storage import Location
 from heliostat.train.config import FitConfig
-from heliostat.train.task import Task
+
+if TYPE_CHECKING:
+    from heliostat.storage import Location
+    from heliostat.train.task import Task
 
 
 def check_config(name: str, config: FitConfig, resources: ResourcesConfig) -> None:
@@ -21,7 +25,10 @@ def check_config(name: str, config: FitConfig, resources: ResourcesConfig) -> No
             "on a CPU use bf16 or fp32"
         )
     for workers in range(resources.workers.low, resources.workers.high + 1):
-        batch_plan(config.batch, config.micro_batch, workers)
+        try:
+            batch_plan(config.batch, config.micro_batch, workers)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
 
 
 def check_training(
