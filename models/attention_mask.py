@@ -57,7 +57,12 @@ def additive_mask(
 
 
 def is_right_padded(attention_mask_BT: torch.Tensor) -> bool:
-    """Whether no real token follows a padding token in any row; waits for the device."""
+    """Whether no real token follows a padding token in any row; waits for the device.
+
+    Masks on the meta device have no values and count as padded on the right.
+    """
+    if attention_mask_BT.is_meta:
+        return True
     mask_BT = attention_mask_BT.bool()
     return not bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any())
 

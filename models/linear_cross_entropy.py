@@ -33,7 +33,8 @@ def linear_cross_entropy_sum(
     hidden_Nd: torch.Tensor, weight_Vd: torch.Tensor, targets_N: torch.Tensor
 ) -> torch.Tensor:
     """Sum over rows of -log softmax(W h)[y], a float32 scalar; once differentiable."""
-    device = hidden_Nd.device.type
+    # The meta device has shapes and no arithmetic, so autocast does not know it.
+    device = "cpu" if hidden_Nd.is_meta else hidden_Nd.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden_Nd, weight_Vd = hidden_Nd.to(dtype), weight_Vd.to(dtype)

@@ -109,7 +109,10 @@ class ClassifierStage:
 
 @dataclass(frozen=True)
 class EncoderBaseline:
-    """The encoder of similar size that the method is compared with (BERT)."""
+    """The encoder of similar size that the method is compared with (BERT, from random weights).
+
+    It reads what the decoder reads, with the decoder's batches, optimisers and schedules.
+    """
 
     enabled: bool = False
     """Train it too: with and without masked-language-model pretraining on the domain."""
@@ -119,10 +122,26 @@ class EncoderBaseline:
     """Number of blocks."""
     heads: int = 4
     """Attention heads."""
-    masking_steps: int = 600
-    """Steps of masked-language-model pretraining."""
+    dropout: float = 0.1
+    """Share of hidden states and attention weights left out in training."""
+    masking_rate: float = 0.15
+    """Share of tokens to predict in masked-language-model training."""
+    general_steps: int | None = None
+    """Steps of masked-language-model training on general text; null: the decoder's stage 0."""
+    dapt_steps: int | None = None
+    """Steps of masked-language-model training on the domain; null: the decoder's stage 1."""
+    lr: float | None = None
+    """Peak learning rate of fine-tuning; null: the decoder's."""
     epochs: float = 10
-    """Passes over the labelled messages; the best on validation is kept."""
+    """Passes over the labelled messages; the best pass by validation is kept."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"width is {self.width}, which heads = {self.heads} does not divide")
+        if not 0 < self.masking_rate < 1:
+            raise ConfigError(f"masking_rate is {self.masking_rate}; expected a share above 0")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}; expected a share below 1")
 
 
 @dataclass(frozen=True)
@@ -187,12 +206,11 @@ class Config:
     """The experiment tracker."""
 
     def __post_init__(self) -> None:
-        for name, stage in (
-            ("general.training.fit", self.general.training.fit),
-            ("dapt.fit", self.dapt.fit),
-            ("dft.fit", self.dft.fit),
-        ):
-            check_config(name, stage, self.resources)
+        fits = {"dapt.fit": self.dapt.fit, "dft.fit": self.dft.fit}
+        if self.model.source == "config":
+            fits["general.training.fit"] = self.general.training.fit
+        for name, settings in fits.items():
+            check_config(name, settings, self.resources)
         if self.model.source == "config":
             longest = max(self.dapt.seq_len, self.dft.context.max_tokens)
             if longest > self.model.max_positions:

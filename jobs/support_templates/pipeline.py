@@ -13,17 +13,22 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import torch
+from torch import nn
 
 from heliostat.data.prepare import code_of
+from heliostat.data.stream import RowStream
 from heliostat.data.table import Table, TableWriter
 from heliostat.errors import DataError
 from heliostat.runs.run import Run
 from heliostat.storage import Location
 from heliostat.train.fit import FitResult, fit
-from heliostat.train.predict import predict
+from heliostat.train.predict import Predictor, predict
+from heliostat.train.task import Batch
 from jobs.support_templates.config import ClassifierStage, Config, LanguageModelStage
 from jobs.support_templates.data.rows import Template
 from jobs.support_templates.data.schema import read_templates

@@ -54,6 +54,7 @@ def plan(config: Config) -> list[FitPlan]:
         validation=nowhere,
         pad=1,
         seed=config.seed,
+        max_tokens=config.dft.context.max_tokens,
     )
     dft = FitPlan(
         name="dft",

@@ -97,6 +97,11 @@ class LanguageModelling:
         targets = self.counts(batch)["tokens"]
         return lm_training_flops(self.decoder, batch=rows, tokens=tokens, targets=targets)
 
+    def example_batch(self, samples: int) -> Batch:
+        """Full rows, for estimates."""
+        rows = torch.zeros((samples, self.seq_len), dtype=torch.int64)
+        return {"input_ids": rows, "labels": rows, "document_ids": rows.int()}
+
     def _sum(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         total: torch.Tensor = model(
             batch["input_ids"],
@@ -131,6 +136,8 @@ class TemplateClassification:
     pad: int
     seed: int
     pooling: str = "last"
+    max_tokens: int = 512
+    """Longest context; only estimates need it."""
 
     def model(self) -> nn.Module:
         """The pretrained decoder without its output embedding, and a fresh head."""
@@ -191,7 +198,7 @@ class TemplateClassification:
         logits = self.logits(model, batch)
         labels = batch["labels"]
         ranks = label_ranks(logits.float(), labels.clamp(min=0))
-        ranks = torch.where(labels >= 0, ranks, logits.shape[1])
+        ranks = torch.where(labels >= 0, ranks, torch.iinfo(ranks.dtype).max)
         tallies = {"loss": Tally(self._loss(logits, batch), self.counts(batch)["samples"])}
         for k in (1, 3, 5):
             tallies[f"top{k}"] = Tally((ranks < k).sum(), len(labels))
@@ -212,6 +219,15 @@ class TemplateClassification:
         return classifier_training_flops(
             self.decoder, batch=rows, tokens=tokens, classes=self.classes
         )
+
+    def example_batch(self, samples: int) -> Batch:
+        """The longest contexts, for estimates."""
+        rows = torch.zeros((samples, self.max_tokens), dtype=torch.int64)
+        return {
+            "input_ids": rows,
+            "attention_mask": torch.ones_like(rows, dtype=torch.bool),
+            "labels": torch.zeros(samples, dtype=torch.int64),
+        }
 
     def _classifier(self, decoder: Decoder) -> DecoderClassifier:
         head = torch.Generator().manual_seed(self.seed + HEAD_SEED)

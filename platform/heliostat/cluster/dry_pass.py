@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.fx.experimental._config as meta_nonzero
 from torch import nn
 
 from heliostat.cluster.flops import measure_flops
@@ -83,7 +84,9 @@ def dry_pass(task: Task, model: nn.Module, batch: Batch, precision: str) -> DryP
     }
 
     def forward() -> torch.Tensor:
-        terms = task.loss(model, moved)
+        # Rows that are picked by a mask are all picked: the most that the batch can cost.
+        with meta_nonzero.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
+            terms = task.loss(model, moved)
         return torch.stack([term.total.float().reshape(()) for term in terms.values()]).sum()
 
     with _checkpointing(model, False):

@@ -34,10 +34,8 @@ def csv_file(path: Path, rows: list[tuple[str, ...]], header: str = "text,catego
     return str(path)
 
 
-def a_config(path: str, **values: int) -> SimConfig:
-    return SimConfig(
-        seed_utterances=path, unlabelled_cases=300, labelled_cases=100, test_cases=100, **values
-    )
+def a_config(path: str) -> SimConfig:
+    return SimConfig(seed_utterances=path, unlabelled_cases=300, labelled_cases=100, test_cases=100)
 
 
 def test_categories_replace_issues(tmp_path: Path) -> None:
