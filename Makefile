@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/pip install --no-deps --disable-pip-version-check
 OR_SHOW = >>$(VENV)/setup.log 2>&1 || (tail -n 20 $(VENV)/setup.log; exit 1)
 
-.PHONY: run test test-all lint setup setup-dev lock clean
+.PHONY: run test test-all lint setup setup-dev lock docs clean
 
 run: setup
 	@$(BIN)/heliostat train support_templates size=quick
@@ -46,6 +46,9 @@ $(VENV)/.done-dev: $(VENV)/.done requirements-dev.lock
 
 lock: setup-dev
 	@$(BIN)/python .ci/lock.py
+
+docs:
+	@$(BIN)/python .ci/render_docs.py
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache

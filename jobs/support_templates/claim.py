@@ -235,7 +235,7 @@ def _spread_rows(adapted: FitResult) -> list[dict[str, float]]:
     tokens, rows = 0.0, []
     for row in adapted.history():
         if "loss" in row:
-            tokens += row["tokens"]
+            tokens += round(row["tokens_per_s"] * row["step_s"])
         else:
             rows.append({**row, "tokens": tokens})
     picked = [round(i * (len(rows) - 1) / (CHECKPOINTS - 1)) for i in range(CHECKPOINTS)]

@@ -31,7 +31,7 @@ def note(text: str) -> None:
 
 
 def show_table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-    """A table; numbers to the right, with four digits after the point where they have them."""
+    """A table; numbers to the right, fractions with four significant digits."""
     rows = [list(row) for row in rows]
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
@@ -47,7 +47,7 @@ def cell_text(cell: Cell) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, float):
-        return f"{cell:.4f}" if 1e-3 <= abs(cell) < 1e5 or cell == 0 else f"{cell:.3g}"
+        return f"{cell:.4g}"
     return str(cell)
 
 

@@ -1,0 +1,87 @@
+"""Quote measured figures in the documentation: `make docs`.
+
+Everything between `<!-- claim:begin -->` and `<!-- claim:end -->` of `docs/JOB.md` is written from
+`docs/claims/JOB.json`, which `heliostat claim JOB` wrote, and the block `output` of the README from
+`docs/claims/make_run.txt`. A test holds that nothing was edited by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def claim_block(claim: dict[str, object]) -> str:
+    """The figures of a claim as Markdown."""
+    criteria: list[dict[str, object]] = claim["criteria"]  # type: ignore[assignment]
+    summary: dict[str, dict[str, dict[str, float]]] = claim["summary"]  # type: ignore[assignment]
+    inputs: list[dict[str, str]] = claim["inputs"]  # type: ignore[assignment]
+    seeds = ", ".join(str(seed) for seed in claim["seeds"])  # type: ignore[attr-defined]
+    verdict = "holds" if claim["holds"] else "does **not** hold in full"
+    lines = [
+        f"The claim {verdict}, measured with `{claim['command']}` on {str(claim['date'])[:10]}, "
+        f"seeds {seeds} ({float(claim['seconds']) / 60:.0f} minutes).",  # type: ignore[arg-type]
+        "",
+        "| criterion | measured | must be | holds |",
+        "| --- | ---: | --- | --- |",
+    ]
+    lines += [
+        f"| {c['what']} | {float(c['measured']):.3g} | {c['relation']} {c['threshold']:g} | "  # type: ignore[arg-type]
+        f"{'yes' if c['holds'] else '**no**'} |"
+        for c in criteria
+    ]
+    lines += [
+        "",
+        "| arm | top-1 % | top-3 % | top-5 % | loss |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    names = ("top1_percent", "top3_percent", "top5_percent", "loss_nats")
+    for arm, row in summary.items():
+        if "test_messages" in row:
+            cells = [f"{row[n]['mean']:.3g} ± {row[n]['std']:.2g}" for n in names]
+            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    real = [item["name"] for item in inputs if item["origin"] == "real"]
+    made = [item["name"] for item in inputs if item["origin"] == "generated"]
+    lines += [
+        "",
+        "Mean and standard deviation over the seeds. Real inputs: "
+        f"{', '.join(real) or 'none'}; generated: {', '.join(made) or 'none'}.",
+    ]
+    return "\n".join(lines)
+
+
+def replaced(text: str, name: str, block: str) -> str:
+    """The text with the content between the markers of a block replaced."""
+    pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}{block}\n{match[2]}", text)
+
+
+def rendered() -> dict[Path, str]:
+    """What every page with quoted figures should say."""
+    pages = {}
+    for file in sorted((ROOT / "docs" / "claims").glob("*.json")):
+        page = ROOT / "docs" / f"{file.stem}.md"
+        pages[page] = replaced(page.read_text(), "claim", claim_block(json.loads(file.read_text())))
+    output = ROOT / "docs" / "claims" / "make_run.txt"
+    if output.exists():
+        readme = ROOT / "README.md"
+        block = f"```\n{output.read_text().rstrip()}\n```"
+        pages[readme] = replaced(readme.read_text(), "output", block)
+    return pages
+
+
+def main() -> None:
+    """Write the pages, or with --check fail when one differs."""
+    wrong = [page for page, text in rendered().items() if page.read_text() != text]
+    if "--check" in sys.argv:
+        sys.exit(f"run `make docs`: {', '.join(map(str, wrong))}" if wrong else 0)
+    for page in wrong:
+        page.write_text(rendered()[page])
+
+
+if __name__ == "__main__":
+    main()
