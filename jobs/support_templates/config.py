@@ -211,6 +211,12 @@ class Config:
             fits["general.training.fit"] = self.general.training.fit
         for name, settings in fits.items():
             check_config(name, settings, self.resources)
+        if self.encoder.enabled and self.model.source != "config":
+            raise ConfigError(
+                f"encoder.enabled is true and model.source is {self.model.source}: the encoder "
+                "starts from random weights, so it is only compared with a decoder that does; set "
+                "encoder.enabled=false or model.source=config"
+            )
         if self.model.source == "config":
             longest = max(self.dapt.seq_len, self.dft.context.max_tokens)
             if longest > self.model.max_positions:

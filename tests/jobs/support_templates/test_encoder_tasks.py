@@ -150,8 +150,9 @@ def test_masks_change_with_the_epoch_the_row_and_the_seed(masked: MaskedLanguage
     first, second = patterns(masked, 0), patterns(masked, 1)
     assert first == patterns(masked, 0)
     assert first.keys() == second.keys()
-    assert all(first[row] != second[row] for row in first)
-    assert len(set(first.values())) == len(first)
+    # Of 32 tokens none or the same few are chosen now and then.
+    assert sum(first[row] != second[row] for row in first) > 0.95 * len(first)
+    assert len(set(first.values())) > 0.95 * len(first)
     assert first != patterns(replace_seed(masked, 6), 0)
 
 

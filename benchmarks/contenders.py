@@ -1,0 +1,166 @@
+"""The trainings that are compared, each the main program of processes of its own.
+
+    python -m benchmarks.contenders heliostat WORKERS SIZE STEPS STAMPS
+    torchrun --nproc-per-node WORKERS -m benchmarks.contenders bare WORKERS SIZE STEPS STAMPS
+    torchrun --nproc-per-node WORKERS -m benchmarks.contenders trainer WORKERS SIZE STEPS STAMPS
+
+`bare` is what one writes by hand around `deepspeed.initialize`; `trainer` is Hugging Face's Trainer
+with the same DeepSpeed configuration.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from typing import Any
+
+from benchmarks import workload
+from benchmarks.workload import Size, StampedTask
+from heliostat.config.int_range import IntRange
+from heliostat.config.resources import ResourcesConfig, TrackerConfig
+from heliostat.storage import Location
+
+
+def heliostat(task: StampedTask, size: Size, workers: int, steps: int) -> None:
+    """`fit` on a Ray cluster of its own, in a run of its own, as a job does it."""
+    from heliostat.cluster.ray_cluster import connect
+    from heliostat.runs.run import Run
+    from heliostat.train.fit import fit
+
+    with tempfile.TemporaryDirectory(prefix="heliostat-benchmark-") as folder:
+        run = Run.create(
+            Location.of(folder),
+            "benchmark",
+            name=None,
+            resolved_yaml="{}\n",
+            digest="0" * 12,
+            seed=0,
+            tracker=TrackerConfig(),
+        )
+        connection = connect("local")
+        try:
+            with run:
+                fit(
+                    task,
+                    workload.fit_config(size, steps),
+                    run=run,
+                    resources=ResourcesConfig(workers=IntRange(workers, workers)),
+                )
+        finally:
+            connection.close()
+
+
+def bare(task: StampedTask, size: Size, workers: int, steps: int) -> None:
+    """A DeepSpeed loop: rows in memory, forward, backward, step."""
+    engine, rank, accumulation = _bare_engine(task, size, workers)
+    data = workload.rows(task)
+    position = 0
+    for step in range(steps):
+        for micro in range(accumulation):
+            start = position + rank + micro * size.micro_batch * workers
+            at = range(start, start + size.micro_batch * workers, workers)
+            mine = [index % len(data["labels"]) for index in at]
+            loss = engine(**{name: value[mine] for name, value in data.items()})["loss"]
+            engine.backward(loss)
+            engine.step()
+        position += size.batch
+        if rank == 0 and step % 10 == 0:
+            print(f"step {step} loss {loss.item():.6f}")
+
+
+def _bare_engine(task: StampedTask, size: Size, workers: int) -> tuple[Any, int, int]:
+    import torch
+
+    from heliostat.train.engine import prepare_deepspeed
+
+    prepare_deepspeed()
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    torch.manual_seed(0)
+    model = workload.WithLoss(task)
+    configuration = _deepspeed(size, workers)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=_optimizer(task, model), config=configuration
+    )
+    return engine, torch.distributed.get_rank(), configuration["gradient_accumulation_steps"]
+
+
+def trainer(task: StampedTask, size: Size, workers: int, steps: int) -> None:
+    """Hugging Face's Trainer with DeepSpeed."""
+    from heliostat.train.engine import prepare_deepspeed
+
+    prepare_deepspeed()
+    from torch.optim.lr_scheduler import LambdaLR
+    from torch.utils.data import Dataset
+    from transformers import Trainer, TrainingArguments
+
+    data = workload.rows(task)
+
+    class Rows(Dataset[dict[str, Any]]):
+        """The rows, one by one."""
+
+        def __len__(self) -> int:
+            return len(data["labels"])
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {name: value[index] for name, value in data.items()}
+
+    model = workload.WithLoss(task)
+    optimizer = _optimizer(task, model)
+    with tempfile.TemporaryDirectory(prefix="heliostat-benchmark-") as folder:
+        configuration = _deepspeed(size, workers)
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=size.micro_batch,
+            gradient_accumulation_steps=configuration["gradient_accumulation_steps"],
+            max_steps=steps,
+            max_grad_norm=configuration["gradient_clipping"],
+            logging_steps=10,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            remove_unused_columns=False,
+            deepspeed=configuration,
+        )
+        Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=Rows(),
+            optimizers=(optimizer, LambdaLR(optimizer, lambda step: 1.0)),
+        ).train()
+
+
+def _optimizer(task: StampedTask, model: Any) -> Any:
+    from heliostat.train.engine import build_optimizer
+
+    return build_optimizer(
+        task.parameter_groups(model), workload.fit_config(workload.LAPTOP, 1).optimizer
+    )
+
+
+def _deepspeed(size: Size, workers: int) -> dict[str, Any]:
+    return {
+        "train_batch_size": size.batch,
+        "train_micro_batch_size_per_gpu": size.micro_batch,
+        "gradient_accumulation_steps": size.batch // size.micro_batch // workers,
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": 0},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+CONTENDERS = {"heliostat": heliostat, "bare": bare, "trainer": trainer}
+
+
+def main() -> None:
+    """Train until done or ended."""
+    name, workers, size, steps, stamps = sys.argv[1:]
+    chosen = workload.SIZES[size]
+    CONTENDERS[name](workload.task(chosen, stamps), chosen, int(workers), int(steps))
+
+
+if __name__ == "__main__":
+    main()
