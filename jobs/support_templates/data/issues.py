@@ -53,7 +53,7 @@ class Phrases:
     free_text: tuple[str, ...]
     """What advocates write without a template."""
     answers: tuple[str, ...]
-    """Details that were asked for, with the fields amount, day, hour, city and order."""
+    """Details that were asked for, with the fields amount, day, city and order."""
     not_helped: tuple[str, ...]
     """The remedy did not help."""
     not_helped_again: tuple[str, ...]
@@ -68,8 +68,6 @@ class Phrases:
     """Answers to whether there is anything else."""
     days: tuple[str, ...]
     """Values of the field day."""
-    hours: tuple[str, ...]
-    """Values of the field hour."""
     cities: tuple[str, ...]
     """Values of the field city."""
     general: dict[str, dict[str, str]]

@@ -46,6 +46,8 @@ SECOND_ISSUE = 0.3
 SAYS_NO_MORE = 0.6
 """Share of cases whose customer answers the last question and gets the closing template."""
 
+_AMOUNTS = (15, 20, 45, 60, 99, 120, 250, 800)
+
 GOLD_SPANS_SCHEMA = pa.schema(
     [
         pa.field("case_id", pa.string(), nullable=False),
@@ -205,12 +207,9 @@ def _opening_pieces(chat: Chat, opening: Opening) -> list[Piece]:
 
 
 def _details(chat: Chat, words: Phrases) -> str:
-    number = chat.random.randint(5, 900)
-    amount = chat.one_of((f"${number}", f"{number} dollars", f"{number}.{number * 7 % 100:02d}"))
     return chat.one_of(words.answers).format(
-        amount=amount,
+        amount=f"${chat.random.choice(_AMOUNTS)}",
         day=chat.one_of(words.days),
-        hour=chat.one_of(words.hours),
         city=chat.one_of(words.cities),
         order=chat.random.randint(10_000, 99_999),
     )

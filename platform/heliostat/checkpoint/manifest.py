@@ -8,6 +8,8 @@ hashes when it is loaded.
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,8 +17,15 @@ from typing import Any
 from heliostat.errors import CheckpointError
 from heliostat.storage import Location, digest
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
+TAG = re.compile(r"step-\d{8,}")
+
+
+class DamagedManifestError(CheckpointError):
+    """A file in the place of a manifest that cannot be read as one."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class TrainState:
     """The step that had it."""
     evaluations_since_best: int
     """Evaluations without improvement, for early stopping."""
+    metrics: Mapping[str, float]
+    """The last evaluation."""
     trained_s: float
     """Seconds spent in training steps, restarts left out."""
 
@@ -75,18 +86,22 @@ def to_json(manifest: Manifest) -> str:
 
 
 def from_json(text: str, where: str) -> Manifest:
-    """Read a manifest; raises `CheckpointError` for anything that is not one."""
+    """Read a manifest.
+
+    Raises `CheckpointError` for another format, and `DamagedManifestError` for what is no manifest.
+    """
     try:
         raw: dict[str, Any] = json.loads(text)
         if raw["format"] != FORMAT:
             raise CheckpointError(
-                f"{where} has checkpoint format {raw['format']}, this version reads {FORMAT}"
+                f"{where} has checkpoint format {raw['format']}, this version reads {FORMAT}: "
+                "go on with the version that wrote it"
             )
         files = [FileRecord(**file) for file in raw.pop("files")]
         state = TrainState(**raw.pop("state"))
         return Manifest(files=files, state=state, **raw)
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{where} is not a checkpoint manifest: {error}") from error
+        raise DamagedManifestError(f"{where} is not a checkpoint manifest: {error}") from error
 
 
 def read_manifest(folder: Location) -> Manifest | None:
@@ -103,16 +118,25 @@ def tag_of(step: int) -> str:
 
 
 def committed(checkpoints: Location) -> list[tuple[Location, Manifest]]:
-    """Every committed checkpoint, oldest first; a damaged manifest counts as not committed."""
+    """Every committed checkpoint, oldest first; a damaged manifest counts as not committed.
+
+    Raises `CheckpointError` when one was written in another format.
+    """
     found = []
-    for folder in checkpoints.list():
+    for folder in tagged(checkpoints):
         try:
             manifest = read_manifest(folder)
-        except CheckpointError:
+        except DamagedManifestError as error:
+            logger.warning("%s", error)
             continue
         if manifest is not None:
             found.append((folder, manifest))
     return sorted(found, key=lambda entry: entry[1].state.step)
+
+
+def tagged(checkpoints: Location) -> list[Location]:
+    """Everything that is named like a checkpoint, committed or not; other files are not ours."""
+    return [entry for entry in checkpoints.list() if TAG.fullmatch(entry.name)]
 
 
 def damage(folder: Location, manifest: Manifest, hashes: bool) -> str | None:

@@ -1,17 +1,17 @@
 """Find the newest checkpoint that is whole, bring it to the node, and load it.
 
 The file hashes are checked before anything is loaded, shared out over the ranks. A checkpoint that
-fails the check is passed over for the one before it, and the log says so. When the world size has
+fails the check is passed over for the one before it, and the user is told. When the world size has
 changed, ZeRO's shards are first converted to DeepSpeed's universal format, in a process of its own.
 """
 
 from __future__ import annotations
 
-import logging
 import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,6 @@ from heliostat.checkpoint.safe_load import allow_deepspeed_types
 from heliostat.errors import CheckpointError
 from heliostat.storage import Location
 
-logger = logging.getLogger(__name__)
-
 RESHARD_TIMEOUT_S = 3600
 
 
@@ -33,28 +31,36 @@ def newest_whole(
     rank: int,
     world_size: int,
     broadcast: Callable[[Any], Any],
-    agree: Callable[[bool], bool],
-) -> tuple[Location, Manifest] | None:
+    gather: Callable[[Any], list[Any]],
+) -> tuple[tuple[Location, Manifest] | None, list[str]]:
     """The newest committed checkpoint whose files all match their hashes, None if there is none.
 
-    Called by all ranks.
+    Called by all ranks. Also returns, for each newer checkpoint that was passed over, why.
+
+    Raises `CheckpointError` when there are checkpoints but every one is damaged: to begin anew is
+    for the user to say.
 
     Args:
         checkpoints: the folder of all checkpoints.
         rank: of the caller.
         world_size: number of ranks.
         broadcast: a collective that gives every rank the value of rank 0.
-        agree: a collective that tells whether its argument is true on every rank.
+        gather: a collective that gives every rank the values of all.
     """
     entries = broadcast(committed(checkpoints) if rank == 0 else None)
+    passed_over: list[str] = []
     for folder, manifest in reversed(entries):
-        mine = Manifest(**{**manifest.__dict__, "files": manifest.files[rank::world_size]})
-        problem = damage(folder, mine, hashes=True)
-        if problem is not None:
-            logger.warning("checkpoint %s is passed over: %s", folder.uri, problem)
-        if agree(problem is None):
-            return folder, manifest
-    return None
+        mine = replace(manifest, files=manifest.files[rank::world_size])
+        problems = [text for text in gather(damage(folder, mine, hashes=True)) if text]
+        if not problems:
+            return (folder, manifest), passed_over
+        passed_over.append(f"checkpoint {folder.name} is damaged ({problems[0]})")
+    if passed_over:
+        raise CheckpointError(
+            f"every checkpoint in {checkpoints.uri} is damaged: {'; '.join(passed_over)}; "
+            "remove that folder to train from the beginning"
+        )
+    return None, []
 
 
 def fetch(folder: Location, scratch: Path, is_first_on_node: bool) -> Path:

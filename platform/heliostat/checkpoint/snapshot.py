@@ -49,6 +49,10 @@ class SnapshotEngine(CheckpointEngine):  # type: ignore[misc]
         with allow_deepspeed_types():
             return torch.load(path, map_location=map_location, weights_only=True)
 
+    def preserves_storage_sharing(self) -> bool:
+        """False: tensors are copied here, so DeepSpeed need not clone each model first."""
+        return False
+
     def commit(self, info: CheckpointCommitInfo) -> bool:
         """Nothing to commit here: the writer commits when all ranks have written."""
         return True

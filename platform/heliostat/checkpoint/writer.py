@@ -12,31 +12,26 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from heliostat.checkpoint.manifest import (
-    MANIFEST_NAME,
-    FileRecord,
-    Manifest,
-    committed,
-    tag_of,
-    to_json,
-)
-from heliostat.storage import Location, digest
+from heliostat.checkpoint.durable import write_file
+from heliostat.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, to_json
+from heliostat.checkpoint.retention import collect, remove
+from heliostat.storage import Location
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
+REMOTE_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -49,26 +44,39 @@ class WriterPlace:
     """Unique name of this start of the worker group, the same on every rank."""
     rank: int
     world_size: int
+    keep: int
+    """Newest checkpoints that stay, besides the best one."""
 
 
 class CheckpointWriter:
     """The rank's side of saving; one lives as long as the worker group."""
 
-    def __init__(self, place: WriterPlace, keep: int) -> None:
+    def __init__(
+        self, place: WriterPlace, before_commit: Callable[[], None], last_committed: int | None
+    ) -> None:
+        """Make a writer.
+
+        Args:
+            place: who writes, and where.
+            before_commit: called on rank 0, in its thread, before a manifest is written: to write
+                whatever a restart from this checkpoint expects to find. Its failure is the
+                checkpoint's failure.
+            last_committed: step of the checkpoint that training goes on from.
+        """
         # DeepSpeed takes seconds to import, and the driver only needs this module's names.
         from heliostat.checkpoint.snapshot import SnapshotEngine
 
         self._place = place
-        self._keep = keep
+        self._before_commit = before_commit
         self._snapshots = SnapshotEngine()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._cancelled = threading.Event()
         self._waits_for_parts = False
-        self._step = -1
+        self._manifest: Manifest | None = None
         self.stalled_s = 0.0
         """Seconds that training has stood still for checkpoints."""
-        self.last_committed: int | None = None
+        self.last_committed = last_committed
         """Step of the newest checkpoint this rank knows to be committed."""
 
     def save(self, engine: Any, manifest: Manifest, random_state: dict[str, Any]) -> None:
@@ -92,7 +100,7 @@ class CheckpointWriter:
         self._failure = None
         self._cancelled.clear()
         self._waits_for_parts = False
-        self._step = manifest.state.step
+        self._manifest = manifest
         self._thread = threading.Thread(
             target=self._write, args=(files, manifest), name="checkpoint-writer", daemon=True
         )
@@ -110,6 +118,7 @@ class CheckpointWriter:
         """
         if self._thread is None:
             return None
+        assert self._manifest is not None
         began = time.perf_counter()
         if self._place.rank != 0:
             self._thread.join()
@@ -122,11 +131,14 @@ class CheckpointWriter:
         self._thread.join()
         self._thread = None
         is_committed = agree(self._failure is None and all_written)
+        if is_committed:
+            self.last_committed = self._manifest.state.step
+        elif self._place.rank == 0:
+            self._clean_up(self._manifest)
         self.stalled_s += time.perf_counter() - began
         if is_committed:
-            self.last_committed = self._step
             return None
-        return self._failure or OSError("another worker could not write its part")
+        return self._failure or OSError(errno.EIO, "another worker could not write its part")
 
     def _write(self, files: dict[str, Any], manifest: Manifest) -> None:
         folder = self._place.checkpoints / manifest.tag
@@ -140,18 +152,16 @@ class CheckpointWriter:
         except Exception as error:
             self._failure = error
             logger.warning("checkpoint %s could not be written: %s", manifest.tag, error)
-            if self._place.rank == 0:
-                _delete_quietly(folder)
 
     def _write_files(self, files: dict[str, Any], folder: Location) -> list[FileRecord]:
         if folder.is_local:
             folder.make_dir()
-            return [_write_file(folder.local_path / name, data) for name, data in files.items()]
+            return [write_file(folder.local_path / name, data) for name, data in files.items()]
         staging = Path(tempfile.mkdtemp(prefix="heliostat-checkpoint-"))
         try:
             records = []
             for name, data in files.items():
-                records.append(_write_file(staging / name, data))
+                records.append(write_file(staging / name, data))
                 (folder / name).upload(staging / name)
                 (staging / name).unlink()
             return records
@@ -161,53 +171,35 @@ class CheckpointWriter:
     def _commit(self, folder: Location, manifest: Manifest) -> None:
         records: list[FileRecord] = []
         parts = [folder / self._part_name(rank) for rank in range(self._place.world_size)]
+        poll_s = POLL_S if folder.is_local else REMOTE_POLL_S
         for part in parts:
             while not part.exists():
-                if self._cancelled.wait(POLL_S):
+                if self._cancelled.wait(poll_s):
                     raise OSError(errno.EIO, "another worker could not write its part")
             records += [FileRecord(**record) for record in json.loads(part.read_text())]
-        complete = Manifest(**{**manifest.__dict__, "files": records})
-        (folder / MANIFEST_NAME).write_text(to_json(complete))
-        for part in parts:
-            part.delete()
-        collect(self._place.checkpoints, self._keep, complete.state.best_step)
+        self._before_commit()
+        (folder / MANIFEST_NAME).write_text(to_json(replace(manifest, files=records)))
+        try:
+            for part in parts:
+                part.delete()
+            state = manifest.state
+            collect(self._place.checkpoints, self._place.keep, state.step, state.best_step)
+        except Exception as error:
+            # The checkpoint is committed; what could not be removed now goes with the next one.
+            logger.warning("old checkpoints could not be removed: %s", error)
+
+    def _clean_up(self, manifest: Manifest) -> None:
+        """Give the space of a failed checkpoint back; all ranks have stopped writing to it.
+
+        On an object store, which may be what failed, it is left to the next start.
+        """
+        folder = self._place.checkpoints / manifest.tag
+        if not folder.is_local:
+            return
+        try:
+            remove(folder)
+        except Exception as error:
+            logger.warning("%s could not be removed: %s", folder.uri, error)
 
     def _part_name(self, rank: int) -> str:
         return f"part-{self._place.attempt}-{rank:05d}.json"
-
-
-def collect(checkpoints: Location, keep: int, best_step: int | None) -> None:
-    """Delete committed checkpoints that are neither among the newest `keep` nor the best."""
-    entries = committed(checkpoints)
-    for folder, manifest in entries[: max(0, len(entries) - keep)]:
-        if manifest.state.step != best_step:
-            # Without its manifest the folder no longer counts, even if deleting it is interrupted.
-            (folder / MANIFEST_NAME).delete()
-            folder.delete()
-
-
-def collect_orphans(checkpoints: Location) -> list[str]:
-    """Delete checkpoint folders that were never committed; returns their names.
-
-    Only called before workers write, by whoever holds the run.
-    """
-    kept = {tag_of(manifest.state.step) for _, manifest in committed(checkpoints)}
-    orphans = [folder for folder in checkpoints.list() if folder.name not in kept]
-    for orphan in orphans:
-        orphan.delete()
-    return [orphan.name for orphan in orphans]
-
-
-def _write_file(path: Path, data: Any) -> FileRecord:
-    with path.open("wb") as file:
-        torch.save(data, file)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileRecord(name=path.name, size=path.stat().st_size, sha256=digest(Location.of(path)))
-
-
-def _delete_quietly(folder: Location) -> None:
-    try:
-        folder.delete()
-    except Exception as error:
-        logger.warning("%s could not be removed: %s", folder.uri, error)

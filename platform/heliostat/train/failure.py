@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 from heliostat.train.monitor import WorkerFailure
 
-COLLATERAL = re.compile(
-    r"connection (reset|closed|refused)|broken pipe|socket timeout|aborted|nccl (error|communicator)"
-    r"|gloo.*(timeout|timed out|error)|peer|all_?reduce.*fail",
+LOST_PEER_KINDS = ("RuntimeError", "Dist", "Connection", "BrokenPipe")
+"""Beginnings of the names of the exceptions that gloo, NCCL and torch's store raise."""
+LOST_PEER = re.compile(
+    r"connection (was )?(reset|closed|refused)|broken pipe|socket timeout|timed out waiting"
+    r"|nccl (error|communicator)|communicator was aborted|remote process exited|gloo",
     re.IGNORECASE,
 )
 DEATH = re.compile(r"ActorDied|WorkerCrashed|actor.*(died|dead)|worker.*died|SYSTEM_ERROR", re.I)
-OUT_OF_MEMORY = re.compile(r"OutOfMemory|out of memory|oom", re.I)
+OUT_OF_MEMORY = re.compile(r"OutOfMemory|out of memory|\boom\b|memory pressure", re.I)
 TRACEBACK_LINES = 14
 
 
@@ -27,8 +29,17 @@ class Explanation:
     """What happened, for one screen."""
 
     sentence: str
-    traceback: str
-    collateral: tuple[int, ...]
+    traceback: str = ""
+    collateral: tuple[int, ...] = ()
+    """Ranks that failed only because another did."""
+    step: int = 0
+    """The last step that the failed worker had done."""
+
+
+def is_collateral(error: BaseException) -> bool:
+    """Whether an exception only says that another worker is gone."""
+    kind = type(error).__name__
+    return kind.startswith(LOST_PEER_KINDS) and bool(LOST_PEER.search(str(error)))
 
 
 def explain(
@@ -44,38 +55,34 @@ def explain(
         error: what ended the training, for when no worker is to blame.
     """
     by_rank = {failure.rank: failure for failure in recorded}
-    roots = [f for f in recorded if not COLLATERAL.search(f"{f.kind}: {f.message}")]
-    dead = [
-        rank
-        for rank, error in sorted(reported.items())
-        if rank not in by_rank and DEATH.search(f"{type(error).__name__} {error}")
-    ]
     everyone = sorted({*by_rank, *reported})
+    roots = [failure for failure in recorded if not failure.is_collateral]
     if roots:
         root = min(roots, key=lambda failure: failure.at)
-        sentence = (
-            f"worker {root.rank} on node {root.node} failed after step {root.step}: "
-            f"{root.kind}: {root.message}"
-        )
-        return Explanation(sentence, shorten(root.traceback), _without(everyone, root.rank))
+        return _of_failure(root, "failed", everyone)
+    dead = [
+        rank
+        for rank, problem in sorted(reported.items())
+        if rank not in by_rank and DEATH.search(f"{type(problem).__name__} {problem}")
+    ]
     if dead:
+        step = max((failure.step for failure in recorded), default=0)
         text = str(reported[dead[0]])
         why = "ran out of memory" if OUT_OF_MEMORY.search(text) else "was killed or crashed"
-        sentence = f"worker {dead[0]} {why} (its process ended without a Python exception)"
-        return Explanation(sentence, "", _without(everyone, dead[0]))
+        sentence = (
+            f"worker {dead[0]}{_node_of(text)} {why} "
+            "(its process ended without a Python exception)"
+        )
+        return Explanation(sentence, "", _without(everyone, dead[0]), step)
     if recorded:
         first = min(recorded, key=lambda failure: failure.at)
-        sentence = (
-            f"worker {first.rank} on node {first.node} lost its peers after step {first.step}: "
-            f"{first.kind}: {first.message}"
-        )
-        return Explanation(sentence, shorten(first.traceback), _without(everyone, first.rank))
+        return _of_failure(first, "lost its peers", everyone)
     texts = "; ".join(f"worker {rank}: {_first_line(e)}" for rank, e in sorted(reported.items()))
-    return Explanation(texts or f"{type(error).__name__}: {_first_line(error)}", "", ())
+    return Explanation(texts or f"{type(error).__name__}: {_first_line(error)}")
 
 
 def shorten(traceback: str) -> str:
-    """The last lines of a traceback, library frames cut from its middle."""
+    """The first and the last lines of a traceback; its middle is mostly library frames."""
     lines = traceback.rstrip().splitlines()
     if len(lines) <= TRACEBACK_LINES:
         return "\n".join(lines)
@@ -94,6 +101,21 @@ def screen(
         lines += ["", explanation.traceback, ""]
     lines.append(f"Last step: {last_step}. Last good checkpoint: {checkpoint or 'none yet'}.")
     return "\n".join(lines)
+
+
+def _of_failure(failure: WorkerFailure, verb: str, everyone: Sequence[int]) -> Explanation:
+    sentence = (
+        f"worker {failure.rank} on node {failure.node} {verb} after step {failure.step}: "
+        f"{failure.kind}: {failure.message}"
+    )
+    traceback = shorten(failure.traceback)
+    return Explanation(sentence, traceback, _without(everyone, failure.rank), failure.step)
+
+
+def _node_of(text: str) -> str:
+    """Ray names the address of a dead actor's node in its message."""
+    found = re.search(r"ip: (\S+)", text) or re.search(r"node (?:ip|IP)\S*:? (\d\S+)", text)
+    return f" on node {found[1].rstrip('.,')}" if found else ""
 
 
 def _without(ranks: Sequence[int], root: int) -> tuple[int, ...]:

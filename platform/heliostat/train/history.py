@@ -1,8 +1,8 @@
 """The metrics of a training, exact over restarts.
 
-Rows are kept with the checkpoints: each checkpoint first writes the rows since the one before as a
-file of its own, never changed afterwards. A restart drops what came after the checkpoint that it
-goes on from, so the history holds every step once, whatever died in between.
+Rows are kept with the checkpoints: before a checkpoint is committed, the rows since the one before
+are written as a file of their own, never changed afterwards. A restart drops what came after the
+checkpoint that it goes on from, so the history holds every step once, whatever died in between.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from heliostat.storage import Location
 from heliostat.train.monitor import MonitorLink, Row
 
-CHUNK = re.compile(r"rows-(\d{8})-(\d{8})\.json")
+CHUNK = re.compile(r"rows-(\d{8,})-(\d{8,})\.json")
 
 
 class History:
@@ -25,6 +25,7 @@ class History:
         self._link = link
         self._from = step
         self._rows: list[Row] = []
+        self._unwritten: list[tuple[str, str]] = []
         if link is not None:
             for chunk in folder.list():
                 match = CHUNK.fullmatch(chunk.name)
@@ -37,13 +38,19 @@ class History:
             self._rows.append(row)
             self._link.send(row)
 
-    def flush(self, step: int) -> None:
-        """Write the rows up to `step`; called before the checkpoint of that step."""
-        if self._link is None or not self._rows:
-            return
-        chunk = self._folder / f"rows-{self._from:08d}-{step:08d}.json"
-        chunk.write_text(json.dumps(self._rows))
-        self._from, self._rows = step, []
+    def cut(self, step: int) -> None:
+        """End a file of rows at the checkpoint of `step`; `write` writes it."""
+        if self._rows:
+            name = f"rows-{self._from:08d}-{step:08d}.json"
+            self._unwritten.append((name, json.dumps(self._rows)))
+            self._from, self._rows = step, []
+
+    def write(self) -> None:
+        """Write what was cut; what cannot be written is kept for the next call."""
+        while self._unwritten:
+            name, text = self._unwritten[0]
+            (self._folder / name).write_text(text)
+            del self._unwritten[0]
 
 
 def read_history(folder: Location) -> list[dict[str, Any]]:

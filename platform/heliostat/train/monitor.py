@@ -18,6 +18,8 @@ import ray
 logger = logging.getLogger(__name__)
 
 EXCHANGE_EVERY_S = 0.25
+UNSENT_ROWS = 10_000
+"""Kept while the driver cannot be reached."""
 
 Row = dict[str, float]
 
@@ -26,6 +28,8 @@ Row = dict[str, float]
 class WorkerFailure:
     """An exception in one worker."""
 
+    # `at` comes from the clocks of several nodes: it only orders what is close to simultaneous.
+
     attempt: int
     rank: int
     node: str
@@ -33,7 +37,31 @@ class WorkerFailure:
     kind: str
     message: str
     traceback: str
+    is_collateral: bool = False
+    """Whether the worker only lost its peers."""
     at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a start of the workers is told."""
+
+    number: int
+    """1 for the first."""
+    is_stopping: bool
+    """Whether the user has asked to stop."""
+    has_habit: bool
+    """Whether workers have failed in the same way at the same step before."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What the driver has not seen yet."""
+
+    rows: list[Row]
+    notes: list[str]
+    attempts: int
+    """Starts of the workers so far."""
 
 
 class Monitor:
@@ -52,34 +80,37 @@ class Monitor:
         self._notes += notes
         return self._is_stopping
 
-    def drain(self) -> tuple[list[Row], list[str]]:
+    def drain(self) -> News:
         """Give the driver what came since the last call."""
         rows, self._rows = self._rows, []
         notes, self._notes = self._notes, []
-        return rows, notes
+        return News(rows, notes, self._attempts)
 
     def request_stop(self) -> None:
         """Ask training to save and stop at the next step."""
         self._is_stopping = True
 
-    def begin_attempt(self) -> tuple[int, WorkerFailure | None]:
-        """Number of this start of the workers, and the failure that has now come back twice."""
+    def begin_attempt(self) -> Attempt:
+        """Count a start of the workers, and say whether there is a point in it."""
         self._attempts += 1
         first: dict[tuple[int, str, str], int] = {}
-        for failure in self._failures:
-            signature = (failure.step, failure.kind, failure.message)
-            # Ranks of one attempt may well fail alike; only a later attempt makes it a habit.
-            if first.setdefault(signature, failure.attempt) != failure.attempt:
-                return self._attempts, failure
-        return self._attempts, None
+        # Ranks of one attempt may well fail alike; only a later attempt makes it a habit.
+        has_habit = any(
+            first.setdefault((failure.step, failure.kind, failure.message), failure.attempt)
+            != failure.attempt
+            for failure in self._failures
+            if not failure.is_collateral
+        )
+        return Attempt(self._attempts, self._is_stopping, has_habit)
 
     def record_failure(self, failure: WorkerFailure) -> None:
         """Remember why a worker failed."""
         self._failures.append(failure)
 
-    def failures(self) -> list[WorkerFailure]:
-        """All failures so far, oldest first."""
-        return self._failures
+    def last_failures(self) -> list[WorkerFailure]:
+        """The failures of the latest start that had any, oldest first."""
+        latest = max((failure.attempt for failure in self._failures), default=0)
+        return [failure for failure in self._failures if failure.attempt == latest]
 
 
 def start_monitor() -> Any:
@@ -133,3 +164,6 @@ class MonitorLink:
         except Exception as error:
             # Training does not depend on being watched; the rows are also kept with checkpoints.
             logger.warning("the driver could not be reached: %s", error)
+            with self._lock:
+                self._rows = [*rows, *self._rows][-UNSENT_ROWS:]
+                self._notes = [*notes, *self._notes][-UNSENT_ROWS:]

@@ -16,7 +16,6 @@ def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: s
 
     Raises Ray Train's own errors when it fails for good.
     """
-    import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

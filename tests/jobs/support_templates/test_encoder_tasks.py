@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,41 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from heliostat.data.reader import StreamReader
-from heliostat.data.stream import Sample
-from heliostat.errors import CheckpointError, ConfigError
-from heliostat.storage import Location
-from heliostat.train.task import Batch, Task
-from heliostat.train.weights import write_weights
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.support_templates.config import Config, EncoderBaseline, ModelConfig
-from jobs.support_templates.encoder_baseline import encoder_config, fine_tuning_fit, masking_fit
+from heliostat.config.int_range import IntRange
+from heliostat.config.resources import ResourcesConfig, TrackerConfig
+from heliostat.data.reader import StreamReader
+from heliostat.data.stream import Sample
+from heliostat.errors import CheckpointError, ConfigError
+from heliostat.runs.run import Run
+from heliostat.storage import Location
+from heliostat.train.config import FitConfig, OptimizerConfig
+from heliostat.train.history import read_history
+from heliostat.train.task import Batch, Task
+from heliostat.train.weights import write_weights
+from jobs.support_templates.config import (
+    ClassifierStage,
+    Config,
+    DataConfig,
+    EncoderBaseline,
+    GeneralStage,
+    LanguageModelStage,
+    ModelConfig,
+)
+from jobs.support_templates.contexts import ContextConfig
+from jobs.support_templates.data.sim_config import SimConfig
+from jobs.support_templates.encoder_baseline import (
+    encoder_arms,
+    encoder_config,
+    fine_tuning_fit,
+    masking_fit,
+)
 from jobs.support_templates.encoder_tasks import EncoderClassification, MaskedLanguageModelling
-from jobs.support_templates.pipeline import Base
+from jobs.support_templates.pipeline import Base, general_documents, label, open_conversations
 from jobs.support_templates.tasks import LanguageModelling, TemplateClassification
-from jobs.support_templates.tokenizer import train_tokenizer
+from jobs.support_templates.tokenizer import load_codec, train_tokenizer
 from models.decoder_config import gpt_neox_config
 from models.encoder import EncoderConfig
 from tests.support.token_tables import (
@@ -100,9 +121,7 @@ def same(first: Batch, second: Batch) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_both_are_tasks(
-    masked: MaskedLanguageModelling, classifier: EncoderClassification
-) -> None:
+def test_both_are_tasks(masked: MaskedLanguageModelling, classifier: EncoderClassification) -> None:
     assert isinstance(masked, Task)
     assert isinstance(classifier, Task)
 
@@ -215,9 +234,9 @@ def test_masked_loss_is_that_of_a_slow_loop(masked: MaskedLanguageModelling) -> 
         ids = torch.as_tensor(row["input_ids"])[None]
         real = torch.as_tensor(row["attention_mask"])
         logits = model(ids[:, real])[0]
-        for t, label in enumerate(torch.as_tensor(row["labels"]).tolist()):
-            if label != -100:
-                slow -= torch.log_softmax(logits[t], 0)[label].item()
+        for t, target in enumerate(torch.as_tensor(row["labels"]).tolist()):
+            if target != -100:
+                slow -= torch.log_softmax(logits[t], 0)[target].item()
                 targets += 1
     term = masked.loss(model, batch)["mlm"]
     assert term.per == "masked_tokens"
@@ -276,7 +295,9 @@ def test_weights_of_another_size_are_refused(classifier: EncoderClassification) 
 def test_contexts_reach_both_models_in_the_same_order(classifier: EncoderClassification) -> None:
     ours, theirs = classifier.train_data(), classifier.decoder_task.train_data()
     positions = range(4 * theirs.epoch_size)
-    assert [s["id"] for s in ours.samples(positions)] == [s["id"] for s in theirs.samples(positions)]
+    assert [s["id"] for s in ours.samples(positions)] == [
+        s["id"] for s in theirs.samples(positions)
+    ]
     assert ours.fingerprint == theirs.fingerprint
 
 
@@ -333,3 +354,61 @@ def test_the_encoder_is_refused_beside_a_pretrained_decoder() -> None:
         EncoderBaseline(width=90)
     with pytest.raises(ConfigError, match="masking_rate is 0"):
         EncoderBaseline(masking_rate=0)
+
+
+@pytest.mark.slow
+def test_both_encoder_arms_are_trained_and_measured(tmp_path: Path, ray_cluster: None) -> None:
+    few = FitConfig(batch=8, micro_batch=4, steps=12, optimizer=OptimizerConfig(lr=2e-3))
+    stage = LanguageModelStage(fit=few, seq_len=48, validation_rows=8)
+    config = Config(
+        data=DataConfig(
+            simulator=SimConfig(unlabelled_cases=60, labelled_cases=60, test_cases=20),
+            min_label_count=1,
+            validation_share=0.2,
+        ),
+        model=ModelConfig(vocab_size=400, width=32, layers=1, heads=2, max_positions=64),
+        general=GeneralStage(stage, max_characters=60_000),
+        dapt=stage,
+        dft=ClassifierStage(
+            fit=FitConfig(batch=8, micro_batch=4, epochs=4), context=ContextConfig(max_tokens=60)
+        ),
+        encoder=EncoderBaseline(enabled=True, width=32, layers=1, heads=2, epochs=2),
+        resources=ResourcesConfig(workers=IntRange(2, 2)),
+    )
+    with Run.create(
+        Location.of(tmp_path),
+        "support_templates",
+        name="encoder",
+        resolved_yaml="{}",
+        digest="any",
+        seed=0,
+        tracker=TrackerConfig(enabled=False),
+    ) as run:
+        conversations = open_conversations(config, run)
+        text = general_documents(config, run)
+        base = Base(DECODER, load_codec(text.local_path), text, None)
+        labelled = label(config, run, base, conversations, config.dft)
+        arms = encoder_arms(config, run, base, conversations, labelled, frozenset(), "x-")
+        stages = ("x-encoder-general", "x-encoder-dapt", "x-encoder-dft-general", "x-encoder-dft")
+        folders = [run.folder / "stages" / stage for stage in stages]
+        histories = [read_history(folder / "metrics") for folder in folders]
+        again = encoder_arms(config, run, base, conversations, labelled, frozenset(), "x-")
+    assert [arm.name for arm in arms] == [
+        "encoder, fine-tuned",
+        "encoder, adapted to the domain, fine-tuned",
+    ]
+    tests = len(labelled.test_rows.template_ids)
+    for arm, folder, history in zip(arms, folders[2:], histories[2:], strict=True):
+        assert arm.evaluation.overall.samples == tests
+        # Evaluated after each of the two epochs, and the better one is measured.
+        evaluated = {row["step"]: row["eval/loss"] for row in history if "eval/loss" in row}
+        best = min(evaluated, key=lambda step: evaluated[step])
+        about = json.loads((folder / "weights" / "best" / "about.json").read_text())
+        assert about["step"] == best
+        assert len(evaluated) in (2, 3)
+    # The domain training goes on where the general one ended, not from random weights.
+    first, second = ([row["loss"] for row in rows if "loss" in row] for rows in histories[:2])
+    assert second[0] < first[0]
+    # All of it is done once.
+    assert [arm.evaluation for arm in again] == [arm.evaluation for arm in arms]
+    assert [read_history(folder / "metrics") for folder in folders] == histories

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+
 from heliostat.errors import ConfigError, DataError
 from heliostat.storage import Location
 from heliostat.train.weights import load_weights
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
-
 from jobs.support_templates.model_source import open_pretrained
 from jobs.support_templates.tokenizer import train_tokenizer, write_codec
 from models.decoder import DecoderLM
@@ -111,7 +111,8 @@ def test_pickled_weights_alone_are_refused_and_not_loaded(folder: Path, cache: L
 
 
 def test_fewer_embeddings_than_tokens_are_refused(folder: Path, cache: Location) -> None:
-    larger = train_tokenizer(["abcd efgh ijkl mnop qrst uvwx yz " * 9, "the payment " * 9], 320)
+    words = [f"{first}{second}{first}{second}" for first in "abcdefgh" for second in "uvwxyz"]
+    larger = train_tokenizer([" ".join(words)] * 3, 320)
     write_codec(larger, Location.of(folder))
     assert larger.vocab_size > VOCABULARY
     with pytest.raises(DataError) as refused:
@@ -135,7 +136,7 @@ def test_a_folder_without_a_config_is_refused(folder: Path, cache: Location) -> 
 def test_another_architecture_is_refused_by_name(folder: Path, cache: Location) -> None:
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "model_type": "t5"}))
-    with pytest.raises(DataError, match="not supported.*t5"):
+    with pytest.raises(DataError, match=r"not supported.*t5"):
         open_pretrained(str(folder), cache)
 
 
@@ -145,12 +146,6 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder: Path, cache: Loc
     with pytest.raises(DataError, match="missing"):
         open_pretrained(str(folder), cache)
     assert not cache.exists()
-
-
-def test_a_file_that_is_no_safetensors_is_refused_by_name(folder: Path, cache: Location) -> None:
-    (folder / "model.safetensors").write_bytes(b"\x08\x00\x00")
-    with pytest.raises(DataError, match=r"model\.safetensors"):
-        open_pretrained(str(folder), cache)
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "/no/such/folder", "~/nowhere", "nowhere"])

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
 from heliostat.data.stream import Sample
 from heliostat.errors import DataError
 from heliostat.storage import Location
 from heliostat.train.task import Task
 from heliostat.train.weights import write_weights
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
 from jobs.support_templates.tasks import MULTIPLE, LanguageModelling, TemplateClassification
 from models.decoder_config import gpt_neox_config
 from tests.support.token_tables import (
@@ -83,9 +83,7 @@ def test_language_counts_every_target_once(language: LanguageModelling) -> None:
     rows = every(language.train_data())
     batch = language.collate(rows)
     assert batch["input_ids"].shape == (len(rows), 16)
-    targets = sum(
-        1 for row in batch["labels"].tolist() for label in row[1:] if label != -100
-    )
+    targets = sum(1 for row in batch["labels"].tolist() for label in row[1:] if label != -100)
     assert language.counts(batch) == {"tokens": targets}
     # Every row gives a target less than its real tokens; the last row has padding.
     real = sum(row["n_real"] for row in rows)  # type: ignore[misc]

@@ -7,12 +7,12 @@ import pickle
 from pathlib import Path
 
 import pytest
-from heliostat.errors import DataError
-from heliostat.storage import Location
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from heliostat.errors import DataError
+from heliostat.storage import Location
 from jobs.support_templates.tokenizer import (
     END_OF_TEXT,
     PADDING,

@@ -1,0 +1,95 @@
+"""An optimiser step: Heliostat against a bare DeepSpeed loop and against Hugging Face's Trainer.
+
+All three train the same model on the same rows with the same batch, optimiser, precision (fp32) and
+one thread a worker, with 1 worker and with 2. They are started together and take turns of a few
+seconds (see `turns`); a sample is the mean time of a step in one turn, a ratio that of two turns of
+one round. Heliostat reads its table while it trains and reports every step to its driver, with the
+tracker on; the bare loop has its rows in memory and prints the loss of every tenth step.
+
+The last turns give Heliostat's tree as a whole: driver, Ray's processes and workers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks import workload
+from benchmarks.result import Measure, at_most, options, report, stated
+from benchmarks.turns import (
+    PEER_ENVIRONMENT,
+    Contender,
+    Slice,
+    heliostat_command,
+    take_turns,
+    torchrun_command,
+    warmed_up,
+)
+
+LIMIT = 1.02
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = options(__doc__ or "", pairs=12)
+    parser.add_argument("--slice", type=float, default=4.0, help="seconds of a turn")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--size", choices=sorted(workload.SIZES), default="laptop")
+    given = parser.parse_args()
+    workload.transcripts()
+    measures: list[Measure] = []
+    details: dict[str, object] = {"size": asdict(workload.SIZES[given.size])}
+    for workers in given.workers:
+        taken = measure(workers, given.size, given.pairs, given.slice)
+        measures += compare(workers, taken)
+        details[f"turns, {workers} worker(s)"] = {
+            name: [asdict(one) for one in slices] for name, slices in taken.items()
+        }
+    report("training_step", measures, details, given.out)
+
+
+def measure(workers: int, size: str, rounds: int, slice_s: float) -> dict[str, list[Slice]]:
+    """The turns of the three."""
+    with tempfile.TemporaryDirectory(prefix="heliostat-benchmark-") as scratch:
+        folder = Path(scratch)
+        steps = workload.FOR_EVER
+        ours = folder / "heliostat"
+        contenders = [
+            Contender("heliostat", heliostat_command(workers, size, steps, ours), ours)
+        ]
+        for kind in ("bare", "trainer"):
+            command = torchrun_command(kind, workers, size, steps, folder / kind)
+            contenders.append(Contender(kind, command, folder / kind, PEER_ENVIRONMENT))
+        with warmed_up(contenders, folder):
+            return take_turns(contenders, rounds, slice_s)
+
+
+def compare(workers: int, taken: dict[str, list[Slice]]) -> list[Measure]:
+    """The measures of one number of workers."""
+
+    def times(name: str) -> list[float]:
+        return [one.step_s for one in taken[name]]
+
+    def cpu(name: str) -> list[float]:
+        return [one.step_cpu_s for one in taken[name]]
+
+    on = f"{workers} worker" + ("s" if workers > 1 else "")
+    trainer = at_most(f"training step, {on}: Heliostat / Trainer", times("heliostat"),
+                      times("trainer"), 1.0)  # fmt: skip
+    return [
+        at_most(f"training step, {on}: Heliostat / bare loop", times("heliostat"),
+                times("bare"), LIMIT),  # fmt: skip
+        trainer,
+        at_most(f"processor time of rank 0, {on}: Heliostat / bare loop", cpu("heliostat"),
+                cpu("bare"), LIMIT),  # fmt: skip
+        stated(
+            f"processor time outside the workers' processes, {on}, per step",
+            [one.tree_cpu_s - workers * one.step_cpu_s for one in taken["heliostat"]],
+            "s",
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Trainings that take turns on the same cores, so that each pair of samples is seconds apart.
+
+All contenders are started and warmed up; then all but one are stopped (SIGSTOP, with every process
+of their tree: workers, Ray's own processes, driver) and the one goes on for a few seconds. Nobody
+pays for another's background work, and a machine whose load drifts treats them all alike.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+START_LIMIT_S = 300.0
+WARM_STEPS = 15
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What a contender did in one turn."""
+
+    steps: int
+    step_s: float
+    """Mean wall-clock time of a step."""
+    step_cpu_s: float
+    """Mean processor time of a step in the process of rank 0."""
+    tree_cpu_s: float
+    """Processor time of all processes of the contender, per step."""
+
+
+@dataclass
+class Contender:
+    """A training in processes of its own."""
+
+    name: str
+    command: Sequence[str]
+    stamps: Path
+    """Begins the name of the files that the ranks write their step times to."""
+    environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self, log: Path) -> None:
+        """Start it; its output goes to `log`."""
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment},
+                start_new_session=True,
+            )
+
+    def read_stamps(self) -> list[tuple[float, float]]:
+        """Wall-clock and processor time of rank 0 at the end of each step."""
+        path = Path(f"{self.stamps}-0")
+        if not path.exists():
+            return []
+        lines = path.read_text().split("\n")[:-1]
+        return [(float(a), float(b)) for a, b in (line.split() for line in lines)]
+
+    def wait_until_warm(self) -> None:
+        """Return after the first steps."""
+        assert self.process is not None
+        limit = time.monotonic() + START_LIMIT_S
+        while len(self.read_stamps()) < WARM_STEPS:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{self.name} ended with {self.process.returncode}")
+            if time.monotonic() > limit:
+                raise RuntimeError(f"{self.name} made no steps in {START_LIMIT_S:.0f} s")
+            time.sleep(0.2)
+
+    def tree(self) -> list[psutil.Process]:
+        """All its processes."""
+        assert self.process is not None
+        try:
+            parent = psutil.Process(self.process.pid)
+            return [parent, *parent.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to all its processes."""
+        for process in self.tree():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def cpu_s(self) -> float:
+        """Processor time of all its living processes so far."""
+        total = 0.0
+        for process in self.tree():
+            with suppress(psutil.NoSuchProcess):
+                used = process.cpu_times()
+                total += used.user + used.system
+        return total
+
+    def end(self) -> None:
+        """End all its processes."""
+        processes = self.tree()
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=10)
+
+
+@contextmanager
+def warmed_up(contenders: Sequence[Contender], folder: Path) -> Iterator[None]:
+    """All contenders started one after another, warm and stopped; ended at the end."""
+    with ExitStack() as ending:
+        for contender in contenders:
+            print(f"starting {contender.name} ...", file=sys.stderr)
+            contender.start(folder / f"{contender.name}.log")
+            ending.callback(contender.end)
+            try:
+                contender.wait_until_warm()
+            except RuntimeError:
+                print((folder / f"{contender.name}.log").read_text()[-3000:], file=sys.stderr)
+                raise
+            contender.signal(signal.SIGSTOP)
+        yield
+
+
+def take_turns(
+    contenders: Sequence[Contender], rounds: int, slice_s: float
+) -> dict[str, list[Slice]]:
+    """Let each contender run for `slice_s`, in turn, `rounds` times; every other round backwards."""
+    taken: dict[str, list[Slice]] = {contender.name: [] for contender in contenders}
+    for number in range(rounds):
+        order = contenders if number % 2 == 0 else list(reversed(contenders))
+        for contender in order:
+            taken[contender.name].append(take_turn(contender, slice_s))
+    return taken
+
+
+def take_turn(contender: Contender, slice_s: float) -> Slice:
+    """One turn. The step that was interrupted by the stop counts for nothing."""
+    used = contender.cpu_s()
+    began = time.monotonic()
+    contender.signal(signal.SIGCONT)
+    time.sleep(slice_s)
+    ended = time.monotonic()
+    contender.signal(signal.SIGSTOP)
+    used = contender.cpu_s() - used
+    inside = [stamp for stamp in contender.read_stamps() if began < stamp[0] < ended]
+    steps = len(inside) - 1
+    if steps < 2:
+        raise RuntimeError(f"{contender.name} made {steps} steps in {slice_s} s: take longer turns")
+    return Slice(
+        steps=steps,
+        step_s=(inside[-1][0] - inside[0][0]) / steps,
+        step_cpu_s=(inside[-1][1] - inside[0][1]) / steps,
+        tree_cpu_s=used / (steps + 1),
+    )
+
+
+def heliostat_command(workers: int, size: str, steps: int, stamps: Path) -> list[str]:
+    """The command line of our training."""
+    arguments = ["heliostat", str(workers), size, str(steps), str(stamps)]
+    return [sys.executable, "-m", "benchmarks.contenders", *arguments]
+
+
+def torchrun_command(kind: str, workers: int, size: str, steps: int, stamps: Path) -> list[str]:
+    """The command line of a peer."""
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nproc-per-node", str(workers), "--master-port", str(_free_port())),
+        *("-m", "benchmarks.contenders", kind, str(workers), size, str(steps), str(stamps)),
+    ]
+
+
+PEER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+"""Ray gives a worker with one CPU one thread; the peers get the same."""
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

@@ -1,0 +1,217 @@
+"""One optimiser step on one rank, exact over micro batches and ranks.
+
+One small vector is summed over the ranks before each step. It carries the counts that normalise the
+loss of this step, the loss totals of the step before (so that recording the exact global loss costs
+no collective of its own), and what the ranks wish for. All ranks therefore decide alike, at the
+same step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from heliostat.checkpoint.manifest import TrainState
+from heliostat.data.reader import BatchPlan, StreamReader, step_positions
+from heliostat.data.stream import Stream
+from heliostat.train.collectives import Ranks
+from heliostat.train.engine import clips_itself, set_learning_rate, to_device
+from heliostat.train.history import History
+from heliostat.train.schedule import lr_factor
+from heliostat.train.spec import FitSpec
+from heliostat.train.task import Batch
+from heliostat.train.telemetry import Telemetry
+
+SHOWN_SAMPLES = 8
+
+
+class NonFiniteLoss(Exception):  # noqa: N818 (it is caught by the loop, never shown)
+    """The loss or its gradient was not a number; going on or trying again would not help."""
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A step that is done but whose global loss is not known yet."""
+
+    totals: dict[str, torch.Tensor]
+    """This rank's share of each loss term, normalised."""
+    losses: list[torch.Tensor]
+    """The same by micro batch, to find a bad one."""
+    row: dict[str, float]
+    position: int
+
+
+class Stepper:
+    """Takes optimiser steps and records them; one lives as long as the worker group."""
+
+    def __init__(
+        self,
+        spec: FitSpec,
+        ranks: Ranks,
+        engine: Any,
+        plan: BatchPlan,
+        reader: StreamReader[Batch],
+        history: History,
+    ) -> None:
+        self._spec, self._task, self._config, self._ranks = spec, spec.task, spec.config, ranks
+        self._engine, self._plan, self._reader, self._history = engine, plan, reader, history
+        self._telemetry = Telemetry(spec.task.name, ranks, spec.config.precision)
+        self._unrecorded: _Done | None = None
+
+    def step(self, state: TrainState, wishes: Sequence[bool]) -> tuple[TrainState, list[bool]]:
+        """One optimiser step. Called by all ranks.
+
+        Args:
+            state: where training stands.
+            wishes: what this rank wishes for.
+
+        Returns:
+            Where it stands afterwards, and for each wish whether any rank has it.
+
+        Raises:
+            NonFiniteLoss: the step before had a loss that is not a number; on all ranks.
+        """
+        began = time.perf_counter()
+        micro_batches = self._reader.next_step()
+        waited_s = time.perf_counter() - began
+        counts, granted = self._agree(micro_batches, wishes)
+        lr = self._config.optimizer.lr * lr_factor(
+            self._config.schedule, state.step + 1, self._spec.steps
+        )
+        set_learning_rate(self._engine, lr)
+        totals: dict[str, torch.Tensor] = {}
+        losses: list[torch.Tensor] = []
+        for batch in micro_batches[:-1]:
+            losses.append(self._backward(batch, counts, totals))
+            self._engine.step()
+        losses.append(self._backward(micro_batches[-1], counts, totals))
+        grad_norm = self._update()
+        seconds = time.perf_counter() - began
+        row = {
+            "step": state.step + 1,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "step_s": seconds,
+            "data_wait_s": waited_s,
+            **self._telemetry.speed(counts, micro_batches, self._task, seconds),
+        }
+        self._unrecorded = _Done(totals, losses, row, state.position)
+        after = replace(
+            state,
+            step=state.step + 1,
+            position=state.position + self._config.batch,
+            trained_s=state.trained_s + seconds,
+            counts={name: state.counts.get(name, 0.0) + value for name, value in counts.items()},
+        )
+        return after, granted
+
+    def record_last(self) -> None:
+        """Record the newest step now, with a collective of its own. Called by all ranks."""
+        if self._unrecorded is None:
+            return
+        terms = sorted(self._unrecorded.totals)
+        summed = self._ranks.sum([float(self._unrecorded.totals[name]) for name in terms])
+        self._record(self._unrecorded, dict(zip(terms, summed, strict=True)))
+
+    def _backward(
+        self, batch: Batch, counts: Mapping[str, float], totals: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Forward and backward of one micro batch; returns its share of the loss."""
+        batch = to_device(batch, self._ranks.device)
+        terms = self._task.loss(self._engine, batch)
+        parts = [term.total / max(counts[term.per], 1.0) for term in terms.values()]
+        loss = torch.stack([part.float() for part in parts]).sum()
+        # DeepSpeed takes the mean over ranks and micro batches; we want the sum.
+        self._engine.backward(loss * (self._ranks.world_size * self._plan.accumulation))
+        for name, part in zip(terms, parts, strict=True):
+            value = part.detach()
+            totals[name] = totals[name] + value if name in totals else value
+        return loss.detach()
+
+    def _update(self) -> float:
+        """Clip, update the weights, and return the norm of the gradient before clipping."""
+        if clips_itself(self._config):
+            limit = self._config.clip if self._config.clip is not None else math.inf
+            norm = torch.nn.utils.clip_grad_norm_(self._engine.module.parameters(), limit)
+            self._engine.step()
+            return float(norm)
+        self._engine.step()
+        # Waiting for the device here makes the time of the step that of its own work.
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def _agree(
+        self, micro_batches: Sequence[Batch], wishes: Sequence[bool]
+    ) -> tuple[dict[str, float], list[bool]]:
+        """Sum counts, last step's loss terms and the wishes over the ranks."""
+        mine: dict[str, float] = {}
+        for batch in micro_batches:
+            for name, value in self._task.counts(batch).items():
+                mine[name] = mine.get(name, 0.0) + value
+        names = sorted(mine)
+        done = self._unrecorded
+        terms = sorted(done.totals) if done else []
+        summed = self._ranks.sum(
+            [
+                *(float(wish) for wish in wishes),
+                *(mine[name] for name in names),
+                *(float(done.totals[name]) for name in terms if done),
+            ]
+        )
+        granted, rest = summed[: len(wishes)], summed[len(wishes) :]
+        if done:
+            self._record(done, dict(zip(terms, rest[len(names) :], strict=True)))
+        counts = dict(zip(names, rest, strict=False))
+        return counts, [value > 0 for value in granted]
+
+    def _record(self, done: _Done, terms: Mapping[str, float]) -> None:
+        """Log a step, and stop everything when its loss is not a number."""
+        self._unrecorded = None
+        loss = sum(terms.values())
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(self._name_bad_samples(done, terms))
+        # DeepSpeed says -1 for a norm that is not finite; in fp16 it skips such a step itself.
+        norm = done.row["grad_norm"]
+        if self._config.precision != "fp16" and not 0 <= norm < math.inf:
+            raise NonFiniteLoss(
+                f"the gradient of step {int(done.row['step'])} is not finite (norm {norm:g}, loss "
+                f"{loss:g}); its batch is at positions {done.position} to "
+                f"{done.position + self._config.batch - 1} of the training stream"
+            )
+        extra = {f"loss/{name}": value for name, value in terms.items()} if len(terms) > 1 else {}
+        row = {"loss": loss, **extra, **done.row}
+        self._history.add(row)
+        self._telemetry.publish(row)
+
+    def _name_bad_samples(self, done: _Done, terms: Mapping[str, float]) -> str:
+        """Which samples gave a loss that is not a number. Called by all ranks."""
+        cuts = step_positions(self._plan, self._ranks.rank, done.position)
+        bad = [
+            position
+            for loss, positions in zip(done.losses, cuts, strict=True)
+            if not math.isfinite(float(loss))
+            for position in positions
+        ]
+        ids = sample_ids(self._reader.stream, bad)
+        found = {rank: mine for rank, mine in enumerate(self._ranks.gather(ids)) if mine}
+        where = "; ".join(
+            f"worker {rank} had samples {', '.join(mine[:SHOWN_SAMPLES])}"
+            + (f" and {len(mine) - SHOWN_SAMPLES} more" if len(mine) > SHOWN_SAMPLES else "")
+            for rank, mine in found.items()
+        )
+        values = ", ".join(f"{name}={value:g}" for name, value in terms.items())
+        return (
+            f"the loss of step {int(done.row['step'])} is not finite ({values}): in the micro "
+            f"batches where it happened, {where or 'no single one is to blame'}"
+        )
+
+
+def sample_ids(stream: Stream, positions: Sequence[int]) -> list[str]:
+    """The ids of the samples at some positions."""
+    if not positions:
+        return []
+    return [str(sample["id"]) for sample in stream.samples(list(positions))]

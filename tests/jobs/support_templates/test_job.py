@@ -1,0 +1,151 @@
+"""The whole job, small: from simulated cases to a report, a bundle and its export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from heliostat.config.jobs import find_job
+from heliostat.config.load import load_config
+from heliostat.errors import BundleError
+from heliostat.runs.bundle import load_bundle, verify_bundle
+from heliostat.runs.export import export_bundle
+from heliostat.runs.run import Run
+from heliostat.runs.summary import RunSummary
+from heliostat.storage import Location
+from jobs.support_templates.bundle import open_classifier
+from jobs.support_templates.job import run as run_job
+
+SMALL = [
+    "data.simulator.unlabelled_cases=300",
+    "data.simulator.labelled_cases=120",
+    "data.simulator.test_cases=40",
+    "general.max_characters=500000",
+    "general.training.fit.steps=6",
+    "model.vocab_size=1024",
+    "dapt.fit.steps=12",
+    "dft.label_budget=300",
+    "dft.fit.epochs=1",
+    "compare=false",
+    "tracker.enabled=false",
+    "resources.workers=2",
+]
+
+
+class Finished:
+    """A finished run and what it handed back."""
+
+    def __init__(self, folder: Location, summary: RunSummary) -> None:
+        self.folder, self.summary = folder, summary
+
+
+def execute(out: Path) -> Finished:
+    """Run the small job under a fixed name; a second call goes on with the same run."""
+    loaded = load_config(find_job("support_templates"), "quick", SMALL)
+    with Run.open_or_create(
+        Location.of(out),
+        "support_templates",
+        name="small",
+        resolved_yaml=loaded.resolved_yaml,
+        digest=loaded.digest,
+        seed=0,
+        tracker=loaded.config.tracker,
+    ) as run:
+        return Finished(run.folder, run_job(loaded.config, run))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("job")
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: None, out: Path) -> Iterator[Finished]:
+    yield execute(out)
+
+
+def test_the_summary_compares_with_every_classical_baseline(finished: Finished) -> None:
+    arms = [row[0] for row in finished.summary.rows]
+    assert arms == [
+        "majority ranking",
+        "TF-IDF, last message",
+        "TF-IDF, full context",
+        "decoder, adapted to the domain, fine-tuned",
+    ]
+
+
+def test_accuracies_grow_with_k_and_are_percentages(finished: Finished) -> None:
+    for row in finished.summary.rows:
+        top1, top3, top5 = row[1:4]
+        assert 0 <= top1 <= top3 <= top5 <= 100
+
+
+def test_the_result_says_what_was_measured_and_with_what(finished: Finished) -> None:
+    result = json.loads((finished.folder / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert {"top1", "top3", "top5", "loss", "dapt_loss"} <= set(result["metrics"])
+    assert {"torch", "ray", "deepspeed", "transformers"} <= set(result["versions"])
+
+
+def test_the_report_is_one_page_that_names_generated_inputs(finished: Finished) -> None:
+    page = (finished.folder / "report" / "index.html").read_text()
+    assert "generated" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert page.count("data:image/png;base64,") >= 5
+
+
+def test_the_bundle_holds_all_that_serving_needs(finished: Finished) -> None:
+    classifier = open_classifier(load_bundle(finished.folder / "bundle"))
+    assert classifier.redactor_version
+    assert len(classifier.label_map) == classifier.model.head.weight.shape[0]
+    assert set(classifier.label_map.labels) <= set(classifier.templates)
+    tokens = torch.tensor(classifier.codec.encode(["where is my card"]))
+    logits = classifier.model(tokens)
+    assert logits.shape == (1, len(classifier.label_map))
+
+
+def test_a_changed_bundle_is_refused(finished: Finished, tmp_path: Path) -> None:
+    (finished.folder / "bundle").download(tmp_path / "bundle")
+    verify_bundle(tmp_path / "bundle")
+    label_map = tmp_path / "bundle" / "label_map.json"
+    label_map.write_text(label_map.read_text().replace("a", "b", 1))
+    with pytest.raises(BundleError, match=r"label_map\.json"):
+        verify_bundle(tmp_path / "bundle")
+
+
+def test_the_export_gives_equal_logits_in_transformers(finished: Finished, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    bundle = load_bundle(finished.folder / "bundle")
+    exported = export_bundle(bundle, Location.of(tmp_path / "hf"))
+    assert exported.max_abs_difference <= 1e-4
+    classifier = open_classifier(bundle)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    texts = ["hi there", "my card payment was declined, what should i do?"]
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    assert [ids[: int(n)].tolist() for ids, n in zip(batch["input_ids"], batch["attention_mask"].sum(1), strict=True)] == classifier.codec.encode(texts)  # fmt: skip
+    with torch.inference_mode():
+        theirs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        ours = classifier.model(batch["input_ids"], attention_mask=batch["attention_mask"].bool())
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_no_prepared_text_or_token_holds_a_raw_value(finished: Finished) -> None:
+    log = "\n".join((finished.folder / name).read_text() for name in ("config.yaml", "result.json"))
+    assert "@example." not in log
+
+
+def test_starting_a_finished_run_again_trains_nothing(finished: Finished, out: Path) -> None:
+    before = json.loads((finished.folder / "result.json").read_text())["stages"]
+    again = execute(out)
+    after = json.loads((finished.folder / "result.json").read_text())["stages"]
+    assert again.summary.rows == finished.summary.rows
+    assert {k: v["attempts"] for k, v in after.items()} == {
+        k: v["attempts"] for k, v in before.items()
+    }
