@@ -2,7 +2,7 @@
 
 All three train the same model on the same rows with the same batch, optimiser, precision (fp32) and
 one thread a worker, with 1 worker and with 2. They are started together and take turns of a few
-seconds (see `turns`); a sample is the mean time of a step in one turn, a ratio that of two turns of
+steps (see `turns`); a sample is the mean time of a step in one turn, a ratio that of two turns of
 one round. Heliostat reads its table while it trains and reports every step to its driver, with the
 tracker on; the bare loop has its rows in memory and prints the loss of every tenth step.
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks import workload
 from benchmarks.result import Measure, at_most, options, report, stated
 from benchmarks.turns import (
+    OUR_ENVIRONMENT,
     PEER_ENVIRONMENT,
     Contender,
     Slice,
@@ -33,7 +34,7 @@ LIMIT = 1.02
 def main() -> None:
     """Run the benchmark."""
     parser = options(__doc__ or "", pairs=12)
-    parser.add_argument("--slice", type=float, default=4.0, help="seconds of a turn")
+    parser.add_argument("--steps", type=int, default=25, help="steps of a turn")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--size", choices=sorted(workload.SIZES), default="laptop")
     given = parser.parse_args()
@@ -41,7 +42,7 @@ def main() -> None:
     measures: list[Measure] = []
     details: dict[str, object] = {"size": asdict(workload.SIZES[given.size])}
     for workers in given.workers:
-        taken = measure(workers, given.size, given.pairs, given.slice)
+        taken = measure(workers, given.size, given.pairs, given.steps)
         measures += compare(workers, taken)
         details[f"turns, {workers} worker(s)"] = {
             name: [asdict(one) for one in slices] for name, slices in taken.items()
@@ -49,20 +50,20 @@ def main() -> None:
     report("training_step", measures, details, given.out)
 
 
-def measure(workers: int, size: str, rounds: int, slice_s: float) -> dict[str, list[Slice]]:
+def measure(workers: int, size: str, rounds: int, turn: int) -> dict[str, list[Slice]]:
     """The turns of the three."""
     with tempfile.TemporaryDirectory(prefix="heliostat-benchmark-") as scratch:
         folder = Path(scratch)
         steps = workload.FOR_EVER
         ours = folder / "heliostat"
         contenders = [
-            Contender("heliostat", heliostat_command(workers, size, steps, ours), ours)
+            Contender("heliostat", heliostat_command(workers, size, steps, ours), ours, OUR_ENVIRONMENT)
         ]
         for kind in ("bare", "trainer"):
             command = torchrun_command(kind, workers, size, steps, folder / kind)
             contenders.append(Contender(kind, command, folder / kind, PEER_ENVIRONMENT))
         with warmed_up(contenders, folder):
-            return take_turns(contenders, rounds, slice_s)
+            return take_turns(contenders, rounds, turn)
 
 
 def compare(workers: int, taken: dict[str, list[Slice]]) -> list[Measure]:

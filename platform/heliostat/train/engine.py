@@ -8,7 +8,7 @@ compiler, takes minutes, and hangs for ever behind a stale lock file.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,11 +102,14 @@ def clips_itself(config: FitConfig) -> bool:
     return config.zero.stage == 0 and config.precision == "fp32"
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    groups: Sequence[Mapping[str, Any]], config: OptimizerConfig
+) -> torch.optim.Optimizer:
     """torch's optimiser over the task's groups; `lr_scale` of a group multiplies the rate."""
     prepared = []
     for group in groups:
-        scale = group.pop("lr_scale", 1.0)
+        # The rate is set before every step (`set_learning_rate`); the scale stays with the group.
+        scale = group["lr_scale"] if "lr_scale" in group else 1.0
         prepared.append({**group, "lr": config.lr * scale, "lr_scale": scale})
     if config.name == "adamw":
         return torch.optim.AdamW(
@@ -145,7 +148,7 @@ def enable_activation_checkpointing(model: nn.Module) -> None:
     modules = [module for module in model.modules() if hasattr(module, "checkpoint_activations")]
     if not modules:
         raise ConfigError(
-            f"activation_checkpointing is true, but {type(model).__name__} has no module with an "
+            f"activation_checkpointing is true, but {type(model).__name__} has no module with a "
             "`checkpoint_activations` switch"
         )
     for module in modules:
@@ -155,19 +158,31 @@ def enable_activation_checkpointing(model: nn.Module) -> None:
 def fp32_weights(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and float32 value of every weight, whole, on the CPU. Iterated by all ranks together.
 
-    Yields one tensor at a time, so a rank never holds more than one beside its own shard.
+    Yields one tensor at a time, so a rank never holds more than one beside its own shard. Tied
+    weights come once under each of their names.
     """
+    from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
     for name, parameter in engine.module.named_parameters(remove_duplicate=False):
-        # None without ZeRO in fp32, where the parameter itself is the master.
         master = safe_get_full_fp32_param(parameter)
-        value = parameter if master is None else master
-        yield name, value.detach().to("cpu", torch.float32, copy=True)
-    persistent = engine.module.state_dict().keys()
-    for name, buffer in engine.module.named_buffers():
+        if master is not None:
+            yield name, master.detach().to("cpu", torch.float32, copy=True)
+            continue
+        # No master: without ZeRO in fp32, or frozen, and then sharded all the same in stage 3.
+        with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            yield name, parameter.detach().to("cpu", torch.float32, copy=True)
+    persistent = _persistent_buffers(engine.module)
+    for name, buffer in engine.module.named_buffers(remove_duplicate=False):
         if name in persistent:
-            yield name, buffer.detach().to("cpu", copy=True)
+            dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype
+            yield name, buffer.detach().to("cpu", dtype, copy=True)
+
+
+def _persistent_buffers(model: nn.Module) -> set[str]:
+    """Names of the buffers that belong to the state dict."""
+    names = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    return names & set(model.state_dict().keys())
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

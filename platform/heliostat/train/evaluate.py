@@ -32,9 +32,10 @@ def evaluate(
             batch = to_device(task.collate(samples), ranks.device)
             tallies = task.evaluate(engine, batch)
             for name, tally in tallies.items():
-                weight = 0.0 if is_filler else 1.0
-                totals[name] = totals.get(name, 0.0) + weight * float(tally.total)
-                counts[name] = counts.get(name, 0.0) + weight * float(tally.count)
+                # A filler only makes the name known: its value, even NaN, must not count.
+                total, count = (0.0, 0.0) if is_filler else (float(tally.total), float(tally.count))
+                totals[name] = totals.get(name, 0.0) + total
+                counts[name] = counts.get(name, 0.0) + count
             rows += 0 if is_filler else len(samples)
     engine.train()
     names = sorted(totals)

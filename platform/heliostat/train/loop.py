@@ -242,10 +242,11 @@ class Loop:
         failure = self.writer.settle(self.ranks.all_true)
         if failure is None:
             return True
-        self._saved_step = self.writer.last_committed or -1
+        good = self.writer.last_committed
+        self._saved_step = good if good is not None else -1
         self._note(
-            f"a checkpoint could not be written ({failure}); training goes on, the last good one "
-            f"is from step {self.writer.last_committed or 0}"
+            f"a checkpoint could not be written ({failure}); training goes on, and the last good "
+            f"checkpoint is {tag_of(good) if good is not None else 'none yet'}"
         )
         return False
 

@@ -7,8 +7,15 @@ import uuid
 
 from heliostat.cluster.ray_cluster import worker_environment
 from heliostat.config.resources import ResourcesConfig
+from heliostat.errors import HeliostatError
+from heliostat.storage import Location
 from heliostat.train.spec import FitSpec, Outcome
 from heliostat.train.worker import train_worker
+
+logger = logging.getLogger(__name__)
+
+START_TRIES = 30
+"""Ray Train gives each start of the workers a minute; without a limit it would try for ever."""
 
 
 def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: str) -> Outcome:
@@ -44,9 +51,29 @@ def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: s
             name=f"{run_id}-{stage}-{uuid.uuid4().hex[:6]}",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=spec.config.max_failures),
-            worker_runtime_env={"env_vars": worker_environment(bool(resources.gpus_per_worker))},
+            failure_config=FailureConfig(
+                max_failures=spec.config.max_failures,
+                controller_failure_limit=START_TRIES,
+            ),
+            worker_runtime_env={"env_vars": _environment(spec, resources)},
         ),
     )
     result = trainer.fit()
+    _tidy(spec.folder / "ray")
     return Outcome(**result.return_value)
+
+
+def _tidy(bookkeeping: Location) -> None:
+    """Remove what Ray Train keeps of its own; no training fails because of it."""
+    try:
+        bookkeeping.delete()
+    except HeliostatError as error:
+        logger.warning("%s could not be removed: %s", bookkeeping.uri, error)
+
+
+def _environment(spec: FitSpec, resources: ResourcesConfig) -> dict[str, str]:
+    variables = worker_environment(bool(resources.gpus_per_worker))
+    if spec.config.deterministic and resources.gpus_per_worker:
+        # Without it cuBLAS may choose another order of summation from one start to the next.
+        variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    return variables

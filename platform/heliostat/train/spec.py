@@ -49,8 +49,11 @@ class Outcome:
     """How a worker group ended when it did not die: what the train function returns."""
 
     status: str
-    """`finished`, `stopped` (on request; can go on), `early` or `failed`."""
+    """`finished`, `early`, `stopped` or `not begun` (on request; can go on), `failed`, or
+    `repeated` (the same failure came again)."""
     step: int
+    saved_step: int | None = None
+    """Step of the newest committed checkpoint."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last evaluation."""
     best_step: int | None = None

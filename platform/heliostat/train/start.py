@@ -1,12 +1,11 @@
-"""The beginning of every worker: seeds, model, engine, and the newest whole checkpoint if there is one."""
+"""The beginning of every worker: seeds, model, engine, and the newest whole checkpoint."""
 
 from __future__ import annotations
 
-import logging
 import random
 import tempfile
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from heliostat.checkpoint.restore import (
     reshard,
     restore_random_state,
 )
-from heliostat.checkpoint.writer import collect_orphans
+from heliostat.checkpoint.retention import collect_orphans
 from heliostat.data.reader import batch_plan
 from heliostat.data.stream import Stream
 from heliostat.errors import CheckpointError
@@ -32,8 +31,6 @@ from heliostat.train.engine import build_engine
 from heliostat.train.spec import FitSpec
 from heliostat.train.weights import load_weights
 
-logger = logging.getLogger(__name__)
-
 BEGINNING = TrainState(
     step=0,
     position=0,
@@ -41,6 +38,7 @@ BEGINNING = TrainState(
     best_value=None,
     best_step=None,
     evaluations_since_best=0,
+    metrics={},
     trained_s=0.0,
 )
 
@@ -54,6 +52,8 @@ class Start:
     stream: Stream
     attempt_name: str
     """Unique for this start of the worker group, the same on every rank."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know about it."""
 
 
 def current_ranks(spec: FitSpec) -> Ranks:
@@ -76,14 +76,16 @@ def start(spec: FitSpec, ranks: Ranks, attempt: int) -> Start:
     seed_everything(spec.config.seed + ranks.rank)
     torch.use_deterministic_algorithms(spec.config.deterministic, warn_only=True)
     attempt_name = ranks.broadcast(f"{attempt:03d}{uuid.uuid4().hex[:8]}")
-    if ranks.rank == 0:
-        orphans = collect_orphans(spec.checkpoints)
-        if orphans:
-            logger.info("removed unfinished checkpoints: %s", ", ".join(orphans))
-    ranks.barrier()
-    found = newest_whole(
-        spec.checkpoints, ranks.rank, ranks.world_size, ranks.broadcast, ranks.all_true
+    orphans = collect_orphans(spec.checkpoints) if ranks.rank == 0 else []
+    # The broadcast in it keeps the other ranks from looking before the orphans are gone.
+    found, notes = newest_whole(
+        spec.checkpoints, ranks.rank, ranks.world_size, ranks.broadcast, ranks.gather
     )
+    if orphans:
+        notes.append(f"removed unfinished checkpoints: {', '.join(orphans)}")
+    if found is not None or attempt > 1:
+        place = found[1].tag if found is not None else "the beginning"
+        notes.append(f"goes on from {place}, on {ranks.world_size} workers")
     stream = spec.task.train_data()
     if found is not None:
         _check_belongs(spec, stream, *found)
@@ -96,14 +98,14 @@ def start(spec: FitSpec, ranks: Ranks, attempt: int) -> Start:
     if found is None:
         # The optimiser's state is made lazily; dropout must not depend on how the model was made.
         seed_everything(spec.config.seed + ranks.rank)
-        return Start(engine, BEGINNING, stream, attempt_name)
+        return Start(engine, BEGINNING, stream, attempt_name, notes)
     folder, manifest = found
     with tempfile.TemporaryDirectory(prefix="heliostat-restore-") as scratch:
         # Ranks of a node share the folder that its first rank made.
         shared = Path(_per_node(ranks, scratch))
         _restore(engine, folder, manifest, ranks, shared)
         ranks.barrier()
-    return Start(engine, manifest.state, stream, attempt_name)
+    return Start(engine, manifest.state, stream, attempt_name, notes)
 
 
 def seed_everything(seed: int) -> None:

@@ -80,7 +80,7 @@ class Task(Protocol):
         ...
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, object]]:
-        """Parameter groups for AdamW: `params`, and where they differ `weight_decay`, `lr_scale`."""
+        """Parameter groups: `params`, and where they differ `weight_decay` and `lr_scale`."""
         ...
 
     def flops(self, batch: Batch) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,17 @@ from heliostat.storage import Location
 from heliostat.train.engine import fp32_weights
 
 FILE = "model.safetensors"
+ABOUT = "about.json"
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Weights that must come to storage under a name."""
+
+    name: str
+    tensors: Mapping[str, torch.Tensor]
+    about: Mapping[str, object]
+    written: Future[None]
 
 
 class WeightsWriter:
@@ -27,10 +40,11 @@ class WeightsWriter:
         self._folder = folder
         self._rank = rank
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-writer")
-        self._pending: list[Future[None]] = []
+        self._lock = threading.Lock()
+        self._wanted: dict[str, _Wanted] = {}
 
     def save(self, engine: Any, names: list[str], about: Mapping[str, object]) -> None:
-        """Write the weights under each of the names. Called by all ranks."""
+        """Start to write the weights under each of the names. Called by all ranks."""
         tensors = {}
         for name, value in fp32_weights(engine):
             # Only rank 0 keeps what all ranks had to gather together.
@@ -38,15 +52,42 @@ class WeightsWriter:
                 tensors[name] = value
         if self._rank == 0:
             for name in names:
-                self._pending.append(
-                    self._pool.submit(write_weights, self._folder / name, tensors, about)
-                )
+                self._begin(name, tensors, about)
 
     def finish(self) -> None:
-        """Wait until everything is written; raises what went wrong."""
-        pending, self._pending = self._pending, []
-        for future in pending:
-            future.result()
+        """Wait until everything asked for so far is written; what failed is tried once more.
+
+        Raises what went wrong; the weights are kept for the next call.
+        """
+        with self._lock:
+            wanted = list(self._wanted.values())
+        for item in wanted:
+            try:
+                item.written.result()
+            except Exception:
+                again = self._begin(item.name, item.tensors, item.about, instead_of=item)
+                if again is not None:
+                    again.written.result()
+                item = again or item
+            with self._lock:
+                if self._wanted.get(item.name) is item:
+                    del self._wanted[item.name]
+
+    def _begin(
+        self,
+        name: str,
+        tensors: Mapping[str, torch.Tensor],
+        about: Mapping[str, object],
+        *,
+        instead_of: _Wanted | None = None,
+    ) -> _Wanted | None:
+        """Queue a write; None if `instead_of` has given way to a newer one, which must stay."""
+        with self._lock:
+            if instead_of is not None and self._wanted.get(name) is not instead_of:
+                return None
+            future = self._pool.submit(write_weights, self._folder / name, tensors, about)
+            self._wanted[name] = _Wanted(name, tensors, about, future)
+            return self._wanted[name]
 
 
 def write_weights(
@@ -57,7 +98,7 @@ def write_weights(
         path = Path(scratch) / FILE
         save_file(dict(tensors), path)
         (folder / FILE).upload(path)
-    (folder / "about.json").write_text(json.dumps(dict(about), sort_keys=True))
+    (folder / ABOUT).write_text(json.dumps(dict(about), sort_keys=True))
 
 
 def read_weights(folder: Location) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +64,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(ray_cluster: None, out: Path) -> Iterator[Finished]:
-    yield execute(out)
+def finished(ray_cluster: None, out: Path) -> Finished:
+    return execute(out)
 
 
 def test_the_summary_compares_with_every_classical_baseline(finished: Finished) -> None:
@@ -129,7 +128,9 @@ def test_the_export_gives_equal_logits_in_transformers(finished: Finished, tmp_p
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     texts = ["hi there", "my card payment was declined, what should i do?"]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
-    assert [ids[: int(n)].tolist() for ids, n in zip(batch["input_ids"], batch["attention_mask"].sum(1), strict=True)] == classifier.codec.encode(texts)  # fmt: skip
+    lengths = batch["attention_mask"].sum(1).tolist()
+    rows = [ids[:n].tolist() for ids, n in zip(batch["input_ids"], lengths, strict=True)]
+    assert rows == classifier.codec.encode(texts)
     with torch.inference_mode():
         theirs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         ours = classifier.model(batch["input_ids"], attention_mask=batch["attention_mask"].bool())
