@@ -1,8 +1,8 @@
 """The trainings that are compared, each the main program of processes of its own.
 
-    python -m benchmarks.contenders heliostat WORKERS SIZE STEPS STAMPS
-    torchrun --nproc-per-node WORKERS -m benchmarks.contenders bare WORKERS SIZE STEPS STAMPS
-    torchrun --nproc-per-node WORKERS -m benchmarks.contenders trainer WORKERS SIZE STEPS STAMPS
+    python -m benchmarks.contenders heliostat WORKERS SIZE STEPS SAVE_EVERY STAMPS
+    torchrun --nproc-per-node WORKERS -m benchmarks.contenders bare WORKERS SIZE ...
+    torchrun --nproc-per-node WORKERS -m benchmarks.contenders trainer WORKERS SIZE ...
 
 `bare` is what one writes by hand around `deepspeed.initialize`; `trainer` is Hugging Face's Trainer
 with the same DeepSpeed configuration.
@@ -10,8 +10,11 @@ with the same DeepSpeed configuration.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks import workload
@@ -21,7 +24,19 @@ from heliostat.config.resources import ResourcesConfig, TrackerConfig
 from heliostat.storage import Location
 
 
-def heliostat(task: StampedTask, size: Size, workers: int, steps: int) -> None:
+@dataclass(frozen=True)
+class Wish:
+    """What to train, and for how long."""
+
+    task: StampedTask
+    size: Size
+    workers: int
+    steps: int
+    save_every: int
+    """Steps between checkpoints."""
+
+
+def heliostat(wish: Wish) -> None:
     """`fit` on a Ray cluster of its own, in a run of its own, as a job does it."""
     from heliostat.cluster.ray_cluster import connect
     from heliostat.runs.run import Run
@@ -41,34 +56,39 @@ def heliostat(task: StampedTask, size: Size, workers: int, steps: int) -> None:
         try:
             with run:
                 fit(
-                    task,
-                    workload.fit_config(size, steps),
+                    wish.task,
+                    workload.fit_config(wish.size, wish.steps, wish.save_every),
                     run=run,
-                    resources=ResourcesConfig(workers=IntRange(workers, workers)),
+                    resources=ResourcesConfig(workers=IntRange(wish.workers, wish.workers)),
                 )
         finally:
             connection.close()
 
 
-def bare(task: StampedTask, size: Size, workers: int, steps: int) -> None:
-    """A DeepSpeed loop: rows in memory, forward, backward, step."""
-    engine, rank, accumulation = _bare_engine(task, size, workers)
-    data = workload.rows(task)
+def bare(wish: Wish) -> None:
+    """A DeepSpeed loop: rows in memory, forward, backward, step, and a save that blocks."""
+    engine, rank, accumulation = _bare_engine(wish)
+    data = workload.rows(wish.task)
+    workers, micro_batch = wish.workers, wish.size.micro_batch
     position = 0
-    for step in range(steps):
-        for micro in range(accumulation):
-            start = position + rank + micro * size.micro_batch * workers
-            at = range(start, start + size.micro_batch * workers, workers)
-            mine = [index % len(data["labels"]) for index in at]
-            loss = engine(**{name: value[mine] for name, value in data.items()})["loss"]
-            engine.backward(loss)
-            engine.step()
-        position += size.batch
-        if rank == 0 and step % 10 == 0:
-            print(f"step {step} loss {loss.item():.6f}")
+    with tempfile.TemporaryDirectory(prefix="heliostat-benchmark-") as folder:
+        for step in range(1, wish.steps + 1):
+            for micro in range(accumulation):
+                start = position + rank + micro * micro_batch * workers
+                at = range(start, start + micro_batch * workers, workers)
+                mine = [index % len(data["labels"]) for index in at]
+                loss = engine(**{name: value[mine] for name, value in data.items()})["loss"]
+                engine.backward(loss)
+                engine.step()
+            position += wish.size.batch
+            if rank == 0 and step % 10 == 1:
+                print(f"step {step} loss {loss.item():.6f}")
+            if step % wish.save_every == 0:
+                engine.save_checkpoint(folder, tag=f"step-{step}")
+                shutil.rmtree(Path(folder) / f"step-{step - wish.save_every}", ignore_errors=True)
 
 
-def _bare_engine(task: StampedTask, size: Size, workers: int) -> tuple[Any, int, int]:
+def _bare_engine(wish: Wish) -> tuple[Any, int, int]:
     import torch
 
     from heliostat.train.engine import prepare_deepspeed
@@ -78,15 +98,15 @@ def _bare_engine(task: StampedTask, size: Size, workers: int) -> tuple[Any, int,
 
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     torch.manual_seed(0)
-    model = workload.WithLoss(task)
-    configuration = _deepspeed(size, workers)
+    model = workload.WithLoss(wish.task)
+    configuration = _deepspeed(wish.size, wish.workers)
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=_optimizer(task, model), config=configuration
+        model=model, optimizer=_optimizer(wish.task, model), config=configuration
     )
     return engine, torch.distributed.get_rank(), configuration["gradient_accumulation_steps"]
 
 
-def trainer(task: StampedTask, size: Size, workers: int, steps: int) -> None:
+def trainer(wish: Wish) -> None:
     """Hugging Face's Trainer with DeepSpeed."""
     from heliostat.train.engine import prepare_deepspeed
 
@@ -94,7 +114,7 @@ def trainer(task: StampedTask, size: Size, workers: int, steps: int) -> None:
     from torch.utils.data import Dataset
     from transformers import Trainer, TrainingArguments
 
-    data = workload.rows(task)
+    data = workload.rows(wish.task)
 
     class Rows(Dataset[dict[str, Any]]):
         """The rows, one by one."""
@@ -105,14 +125,15 @@ def trainer(task: StampedTask, size: Size, workers: int, steps: int) -> None:
         def __getitem__(self, index: int) -> dict[str, Any]:
             return {name: value[index] for name, value in data.items()}
 
-    optimizer = workload.fit_config(size, steps).optimizer
+    size = wish.size
+    optimizer = workload.fit_config(size, wish.steps, wish.steps).optimizer
     with tempfile.TemporaryDirectory(prefix="heliostat-benchmark-") as folder:
-        configuration = _deepspeed(size, workers)
+        configuration = _deepspeed(size, wish.workers)
         arguments = TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=size.micro_batch,
             gradient_accumulation_steps=configuration["gradient_accumulation_steps"],
-            max_steps=steps,
+            max_steps=wish.steps,
             max_grad_norm=configuration["gradient_clipping"],
             learning_rate=optimizer.lr,
             weight_decay=optimizer.weight_decay,
@@ -126,15 +147,14 @@ def trainer(task: StampedTask, size: Size, workers: int, steps: int) -> None:
             remove_unused_columns=False,
             deepspeed=configuration,
         )
-        Trainer(model=workload.WithLoss(task), args=arguments, train_dataset=Rows()).train()
+        Trainer(model=workload.WithLoss(wish.task), args=arguments, train_dataset=Rows()).train()
 
 
 def _optimizer(task: StampedTask, model: Any) -> Any:
     from heliostat.train.engine import build_optimizer
 
-    return build_optimizer(
-        task.parameter_groups(model), workload.fit_config(workload.LAPTOP, 1).optimizer
-    )
+    settings = workload.fit_config(workload.LAPTOP, 1, 1).optimizer
+    return build_optimizer(task.parameter_groups(model), settings)
 
 
 def _deepspeed(size: Size, workers: int) -> dict[str, Any]:
@@ -154,9 +174,10 @@ CONTENDERS = {"heliostat": heliostat, "bare": bare, "trainer": trainer}
 
 def main() -> None:
     """Train until done or ended."""
-    name, workers, size, steps, stamps = sys.argv[1:]
+    name, workers, size, steps, save_every, stamps = sys.argv[1:]
     chosen = workload.SIZES[size]
-    CONTENDERS[name](workload.task(chosen, stamps), chosen, int(workers), int(steps))
+    task = workload.task(chosen, stamps)
+    CONTENDERS[name](Wish(task, chosen, int(workers), int(steps), int(save_every)))
 
 
 if __name__ == "__main__":

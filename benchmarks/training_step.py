@@ -17,16 +17,7 @@ from pathlib import Path
 
 from benchmarks import workload
 from benchmarks.result import Measure, at_most, options, report, stated
-from benchmarks.turns import (
-    OUR_ENVIRONMENT,
-    PEER_ENVIRONMENT,
-    Contender,
-    Slice,
-    heliostat_command,
-    take_turns,
-    torchrun_command,
-    warmed_up,
-)
+from benchmarks.turns import Slice, contender, take_turns, warmed_up
 
 LIMIT = 1.02
 
@@ -54,14 +45,8 @@ def measure(workers: int, size: str, rounds: int, turn: int) -> dict[str, list[S
     """The turns of the three."""
     with tempfile.TemporaryDirectory(prefix="heliostat-benchmark-") as scratch:
         folder = Path(scratch)
-        steps = workload.FOR_EVER
-        ours = folder / "heliostat"
-        contenders = [
-            Contender("heliostat", heliostat_command(workers, size, steps, ours), ours, OUR_ENVIRONMENT)
-        ]
-        for kind in ("bare", "trainer"):
-            command = torchrun_command(kind, workers, size, steps, folder / kind)
-            contenders.append(Contender(kind, command, folder / kind, PEER_ENVIRONMENT))
+        kinds = ("heliostat", "bare", "trainer")
+        contenders = [contender(kind, workers, size, folder) for kind in kinds]
         with warmed_up(contenders, folder):
             return take_turns(contenders, rounds, turn)
 

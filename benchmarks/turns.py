@@ -19,13 +19,13 @@ from pathlib import Path
 
 import psutil
 
+FOR_EVER = 1_000_000
+"""Steps of a training that is ended from outside."""
 START_LIMIT_S = 300.0
 WARM_STEPS = 15
 TURN_LIMIT_S = 20.0
 FEWEST_STEPS = 5
 POLL_S = 0.1
-NEWEST_BYTES = 64_000
-"""Enough for the stamps of a turn."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Slice:
     """Mean processor time of a step in the process of rank 0."""
     tree_cpu_s: float
     """Processor time of all processes of the contender, per step."""
+    first_step: int
+    """Number of the step at whose end the turn's first whole step began, from 1."""
+    ends: Sequence[float]
+    """When that step and all later ones of the turn ended, in seconds from the first."""
 
 
 @dataclass
@@ -64,13 +68,11 @@ class Contender:
             )
 
     def read_stamps(self) -> list[tuple[float, float]]:
-        """Wall-clock and processor time of rank 0 at the end of the newest steps."""
+        """Wall-clock and processor time of rank 0 at the end of every step."""
         path = Path(f"{self.stamps}-0")
         if not path.exists():
             return []
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - NEWEST_BYTES))
-            lines = file.read().decode().split("\n")[1:-1]
+        lines = path.read_text().split("\n")[:-1]
         return [(float(a), float(b)) for a, b in (line.split() for line in lines)]
 
     def wait_until_warm(self) -> None:
@@ -146,25 +148,28 @@ def take_turns(
     return taken
 
 
-def take_turn(contender: Contender, steps: int) -> Slice:
+def take_turn(training: Contender, steps: int) -> Slice:
     """One turn. The step that the last stop interrupted counts for nothing."""
-    used = contender.cpu_s()
+    used = training.cpu_s()
     began = time.monotonic()
-    contender.signal(signal.SIGCONT)
+    training.signal(signal.SIGCONT)
+    before = len(training.read_stamps())
     inside: list[tuple[float, float]] = []
     while len(inside) <= steps:
         if time.monotonic() - began > TURN_LIMIT_S and len(inside) > FEWEST_STEPS:
             break
         time.sleep(POLL_S)
-        inside = [stamp for stamp in contender.read_stamps() if stamp[0] > began]
-    contender.signal(signal.SIGSTOP)
-    used = contender.cpu_s() - used
+        inside = training.read_stamps()[before:]
+    training.signal(signal.SIGSTOP)
+    used = training.cpu_s() - used
     made = len(inside) - 1
     return Slice(
         steps=made,
         step_s=(inside[-1][0] - inside[0][0]) / made,
         step_cpu_s=(inside[-1][1] - inside[0][1]) / made,
         tree_cpu_s=used / len(inside),
+        first_step=before + 1,
+        ends=[round(end - inside[0][0], 5) for end, _ in inside],
     )
 
 
@@ -175,22 +180,22 @@ PEER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIB
 """Ray gives a worker with one CPU one thread; the peers get the same."""
 
 
-def heliostat_command(workers: int, size: str, steps: int, stamps: Path) -> list[str]:
-    """The command line of our training."""
-    arguments = ["heliostat", str(workers), size, str(steps), str(stamps)]
-    return [sys.executable, "-m", "benchmarks.contenders", *arguments]
+def contender(
+    kind: str, workers: int, size: str, folder: Path, save_every: int = FOR_EVER
+) -> Contender:
+    """One of `contenders.CONTENDERS`, ours under `heliostat train`'s conditions."""
+    stamps = folder / kind
+    arguments = [kind, str(workers), size, str(FOR_EVER), str(save_every), str(stamps)]
+    program = ["-m", "benchmarks.contenders", *arguments]
+    if kind == "heliostat":
+        return Contender(kind, [sys.executable, *program], stamps, OUR_ENVIRONMENT)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(workers)]
+    port = ["--master-port", str(free_port())]
+    return Contender(kind, [sys.executable, *launcher, *port, *program], stamps, PEER_ENVIRONMENT)
 
 
-def torchrun_command(kind: str, workers: int, size: str, steps: int, stamps: Path) -> list[str]:
-    """The command line of a peer."""
-    return [
-        *(sys.executable, "-m", "torch.distributed.run"),
-        *("--nproc-per-node", str(workers), "--master-port", str(_free_port())),
-        *("-m", "benchmarks.contenders", kind, str(workers), size, str(steps), str(stamps)),
-    ]
-
-
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     import socket
 
     with socket.socket() as found:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,6 @@ VOCABULARY = 2048
 CASES = 1500
 ROWS = 1024
 """Rows that the peers keep in memory and go round in."""
-FOR_EVER = 1_000_000
-"""Steps of a training that is ended from outside."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,9 @@ class Size:
 
 LAPTOP = Size()
 TINY = Size(width=32, layers=1, heads=2, seq_len=16, batch=4, micro_batch=4)
-SIZES = {"laptop": LAPTOP, "tiny": TINY}
+WIDE = Size(width=384, layers=6, heads=6, seq_len=32, batch=2, micro_batch=2)
+"""Little work and a large state: 12 million weights, 147 MB with the optimiser's."""
+SIZES = {"laptop": LAPTOP, "tiny": TINY, "wide": WIDE}
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def task(size: Size, stamps: str) -> StampedTask:
     )
 
 
-def fit_config(size: Size, steps: int) -> FitConfig:
-    """How it is trained; without evaluation and checkpoints until the end."""
+def fit_config(size: Size, steps: int, save_every: int) -> FitConfig:
+    """How it is trained; without evaluation until the end."""
     return FitConfig(
         batch=size.batch,
         micro_batch=size.micro_batch,
@@ -110,7 +110,7 @@ def fit_config(size: Size, steps: int) -> FitConfig:
         optimizer=OptimizerConfig(lr=1e-3),
         schedule=ScheduleConfig(decay="constant", warmup_steps=0),
         evaluation=EvaluationConfig(every=steps),
-        checkpoint=CheckpointConfig(every=steps),
+        checkpoint=CheckpointConfig(every=save_every, keep=1),
         deterministic=False,
     )
 
@@ -140,11 +140,6 @@ def rows(of: LanguageModelling) -> Batch:
     """The first rows of the training stream, in memory."""
     stream = of.train_data()
     return of.collate(stream.samples(range(min(ROWS, stream.epoch_size))))
-
-
-def plain(of: StampedTask) -> LanguageModelling:
-    """The task without stamps of its own."""
-    return replace(of, stamps=os.devnull)
 
 
 class WithLoss(nn.Module):

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from heliostat.config.settings import put_on_path
+
+# Test modules, and the Ray workers that they start, import what is shared by name.
+put_on_path(Path(__file__).parent / "support")
+
+S3_CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+"""Set before Ray starts, so that its workers have them too."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,6 +32,7 @@ def private_home() -> Iterator[Path]:
         token = Path(folder) / "ray_token"
         token.write_text(secrets.token_hex(32))
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+        os.environ.update(S3_CREDENTIALS)
         os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(folder) / "torch_extensions")
         yield Path(folder)
 
@@ -32,3 +46,15 @@ def ray_cluster(private_home: Path) -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=True, log_to_driver=False, dashboard_port=0)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("a small file system can only be mounted by root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)

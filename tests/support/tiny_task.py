@@ -1,38 +1,59 @@
-"""A task small enough to train in a second: predict the next of a few tokens, with uneven targets."""
+"""A task small enough to train in a second: predict the next of a few tokens, with uneven targets.
+
+Faults are fields of the task: a worker can raise, give a loss that is not a number, or stand still
+at a certain sample until a test kills it. What is trained on can be traced.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
-
 from heliostat.data.stream import RowStream, Sample, Stream
 from heliostat.data.table import TableWriter
 from heliostat.storage import Location
 from heliostat.train.engine import decay_groups
 from heliostat.train.task import Batch, LossTerm, Tally
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 VOCABULARY = 23
 LENGTH = 12
+HELD_S = 600.0
 
 
 class TinyModel(nn.Module):
-    """Embedding, one hidden layer, logits; enough parameters for every ZeRO stage."""
+    """Embedding, one hidden layer, logits; tied if asked; frozen and padded parts for the edges."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int, tied: bool, dropout: float) -> None:
         super().__init__()
         self.checkpoint_activations = False
         self.embedding = nn.Embedding(VOCABULARY, width)
         self.hidden = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(width)
+        self.scale = nn.Parameter(torch.full((width,), 1.5), requires_grad=False)
         self.output = nn.Linear(width, VOCABULARY, bias=False)
+        self.register_buffer("shift", torch.full((width,), 0.25))
+        if tied:
+            self.output.weight = self.embedding.weight
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.output(self.norm(torch.tanh(self.hidden(self.embedding(tokens)))))
+        x = self.embedding(tokens)
+        if self.checkpoint_activations and self.training:
+            x = checkpoint(self._middle, x, use_reentrant=False)
+        else:
+            x = self._middle(x)
+        return self.output(self.norm(x))
+
+    def _middle(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(torch.tanh(self.hidden(x)) * self.scale + self.shift)
 
 
 @dataclass(frozen=True)
@@ -43,14 +64,23 @@ class TinyTask:
     evaluation: Location
     name: str = "tiny"
     seed: int = 0
+    width: int = 16
+    tied: bool = False
+    dropout: float = 0.0
     fail_at_id: int = -1
     """Raise when a batch holds this sample."""
     poison_id: int = -1
     """Give a loss that is not a number when a batch holds this sample."""
+    hold_at_id: int = -1
+    """Stand still at this sample, once, until killed; the process id is in `notes`/held."""
+    wait_s: float = 0.0
+    """Seconds each micro batch takes longer."""
+    notes: Location | None = None
+    """A folder for `held`, and for a trace of the samples trained on, one file a process."""
 
     def model(self) -> nn.Module:
         torch.manual_seed(self.seed)
-        return TinyModel()
+        return TinyModel(self.width, self.tied, self.dropout)
 
     def train_data(self) -> Stream:
         return RowStream(self.train, seed=self.seed)
@@ -77,18 +107,34 @@ class TinyTask:
         return losses * mask
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, LossTerm]:
-        if self.fail_at_id in batch["ids"].tolist():
-            raise ValueError(f"sample {self.fail_at_id} is cursed")
+        ids = batch["ids"].tolist()
+        self._suffer(ids)
         total = self._losses(model, batch).sum()
-        if self.poison_id in batch["ids"].tolist():
+        if self.poison_id in ids:
             total = total * float("nan")
         return {"lm": LossTerm(total, "tokens")}
+
+    def _suffer(self, ids: list[int]) -> None:
+        time.sleep(self.wait_s)
+        if self.fail_at_id in ids:
+            raise ValueError(f"sample {self.fail_at_id} is cursed")
+        if self.notes is None:
+            return
+        held = self.notes / "held"
+        if self.hold_at_id in ids and not held.exists():
+            held.write_text(str(os.getpid()))
+            time.sleep(HELD_S)
+        trace = self.notes.local_path / f"trace-{os.environ['RANK']}-{os.getpid()}.jsonl"
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        with trace.open("a") as file:
+            file.write(json.dumps(ids) + "\n")
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tally]:
         losses = self._losses(model, batch)
         return {
             "loss": Tally(losses.sum(), int(batch["n"].sum())),
-            "rows": Tally(len(batch["ids"]), 1),
+            # Differs from the mean of all ids as soon as a row is counted twice or not at all.
+            "mean_id": Tally(float(batch["ids"].sum()), len(batch["ids"])),
         }
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, object]]:
@@ -101,9 +147,7 @@ class TinyTask:
 def write_rows(location: Location, rows: int, seed: int) -> Location:
     """A table of `rows` random rows with between 1 and LENGTH - 1 targets each."""
     generator = np.random.default_rng(seed)
-    schema = pa.schema(
-        [("id", pa.int64()), ("tokens", pa.list_(pa.int16())), ("n", pa.int32())]
-    )
+    schema = pa.schema([("id", pa.int64()), ("tokens", pa.list_(pa.int16())), ("n", pa.int32())])
     with TableWriter(location, schema, {}) as writer:
         writer.write(
             pa.record_batch(

@@ -1,7 +1,8 @@
-"""Convert a ZeRO checkpoint to DeepSpeed's universal format: `python -m heliostat.checkpoint.reshard IN OUT`.
+"""Convert a ZeRO checkpoint to DeepSpeed's universal format, to load it on another world size.
 
-A process of its own, because the converter loads whole optimiser files and its memory must be given
-back before training starts. It wraps DeepSpeed's converter with safe loading.
+Run as `python -m heliostat.checkpoint.reshard SOURCE TARGET`: a process of its own, because the
+converter loads whole optimiser files and its memory must be given back before training starts. It
+wraps DeepSpeed's converter with safe loading.
 """
 
 from __future__ import annotations

@@ -30,9 +30,7 @@ def collect_orphans(checkpoints: Location) -> list[str]:
 
     Only called before workers write, by whoever holds the run.
     """
-    orphans = [
-        folder for folder in tagged(checkpoints) if not (folder / MANIFEST_NAME).exists()
-    ]
+    orphans = [folder for folder in tagged(checkpoints) if not (folder / MANIFEST_NAME).exists()]
     for orphan in orphans:
         orphan.delete()
     return [orphan.name for orphan in orphans]

@@ -1,10 +1,10 @@
 """Write checkpoints while training goes on, and commit them when every rank has written.
 
 `CheckpointWriter.save` holds training up only for a copy in memory. A thread then writes the rank's
-files (straight into the run folder where that is local, else through a local folder and an upload),
-makes them durable, and leaves a part record `part-ATTEMPT-RANK.json` with their hashes. Rank 0 waits
-for the parts of all ranks and writes the manifest: that is the commit. A rank that fails leaves no
-part, so nothing is committed; training hears of it at the next save and goes on.
+files (straight into the run folder where that is local, else through a local folder and an
+upload), makes them durable, and leaves a part record `part-ATTEMPT-RANK.json` with their hashes.
+Rank 0 waits for the parts of all ranks and writes the manifest: that is the commit. A rank that
+fails leaves no part, so nothing is committed; training hears of it at the next save and goes on.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A run on one machine may live in any local folder. On several nodes it needs an object store or a
 folder on a network file system; without either, Ray fails after the first checkpoint was written.
+Where all nodes share a disk (pods on one machine) only the user knows it, and says so by
+HELIOSTAT_SHARED_STORAGE.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from heliostat.cluster.resources import ClusterResources
+from heliostat.config.settings import settings
 from heliostat.errors import UserError
 from heliostat.storage import Location
 
@@ -33,14 +36,22 @@ def require_shared_storage(location: Location, cluster: ClusterResources) -> Non
         (nodes <= 1 and not cluster.groups)
         or not location.is_local
         or is_network_mount(location.local_path)
+        or is_declared_shared(location.local_path)
     ):
         return
     growth = " and may get more" if cluster.groups else ""
     raise UserError(
         f"out is {location.local_path} on this machine's own disk, but {cluster.name} has {nodes} "
         f"nodes{growth}: give a URI such as s3://bucket/runs, or a folder on a network file "
-        "system that is mounted at the same path on every node"
+        "system that is mounted at the same path on every node; if the nodes do share this disk, "
+        f"set HELIOSTAT_SHARED_STORAGE={location.local_path.parent}"
     )
+
+
+def is_declared_shared(path: Path) -> bool:
+    """Whether a path, which need not exist yet, lies in the folder said to be shared."""
+    shared = settings().shared_storage
+    return shared is not None and path.resolve().is_relative_to(shared.resolve())
 
 
 def is_network_mount(path: Path) -> bool:

@@ -31,6 +31,9 @@ class Settings:
     """Folder or URI under which a relative `out` is put (HELIOSTAT_RUNS); None: the caller's."""
     tracking_uri: str | None
     """The tracker's server (MLFLOW_TRACKING_URI); None: the embedded one."""
+    shared_storage: Path | None
+    """A folder that every node mounts although its file system does not tell
+    (HELIOSTAT_SHARED_STORAGE); None: file systems are judged by their type."""
     ray_address: str | None
     """The cluster to connect to (RAY_ADDRESS); None: one of our own on this machine."""
     is_submitted: bool
@@ -52,6 +55,7 @@ def settings() -> Settings:
         submitted_home=home or Path.home() / "heliostat",
         runs=_text("HELIOSTAT_RUNS"),
         tracking_uri=_text("MLFLOW_TRACKING_URI"),
+        shared_storage=_path("HELIOSTAT_SHARED_STORAGE"),
         ray_address=_text("RAY_ADDRESS"),
         is_submitted=_text(JOB_DRIVER_VARIABLE) is not None,
         is_in_package=WORKING_DIR_PARENT in Path.cwd().parts,

@@ -44,7 +44,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate over optimiser steps: linear warm-up, then a decay (see `schedule.lr_factor`)."""
+    """Learning rate over optimiser steps: linear warm-up, then a decay (`schedule.lr_factor`)."""
 
     decay: str = field(default="cosine", metadata={"choices": DECAYS})
     """Shape after the warm-up."""

@@ -109,7 +109,7 @@ def build_optimizer(
     prepared = []
     for group in groups:
         # The rate is set before every step (`set_learning_rate`); the scale stays with the group.
-        scale = group["lr_scale"] if "lr_scale" in group else 1.0
+        scale = group.get("lr_scale", 1.0)
         prepared.append({**group, "lr": config.lr * scale, "lr_scale": scale})
     if config.name == "adamw":
         return torch.optim.AdamW(

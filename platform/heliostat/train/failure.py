@@ -70,8 +70,7 @@ def explain(
         text = str(reported[dead[0]])
         why = "ran out of memory" if OUT_OF_MEMORY.search(text) else "was killed or crashed"
         sentence = (
-            f"worker {dead[0]}{_node_of(text)} {why} "
-            "(its process ended without a Python exception)"
+            f"worker {dead[0]}{_node_of(text)} {why} (its process ended without a Python exception)"
         )
         return Explanation(sentence, "", _without(everyone, dead[0]), step)
     if recorded:

@@ -9,31 +9,25 @@ unfinished one goes on from its newest whole checkpoint, on however many workers
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
-from heliostat.checkpoint.manifest import committed, tag_of
+from heliostat.checkpoint.manifest import tag_of
 from heliostat.config.resources import ResourcesConfig
 from heliostat.data.reader import batch_plan
-from heliostat.errors import Interrupted, TrainingFailed
 from heliostat.runs.run import Run
 from heliostat.storage import Location
 from heliostat.train.config import FitConfig, total_steps
-from heliostat.train.failure import explain, screen
 from heliostat.train.history import read_history
-from heliostat.train.interrupt import StopRequests
 from heliostat.train.monitor import start_monitor
 from heliostat.train.preflight import check_training
-from heliostat.train.progress import Progress
 from heliostat.train.spec import FitSpec, Outcome
 from heliostat.train.task import Task
+from heliostat.train.watch import Watch
 
 logger = logging.getLogger(__name__)
-
-POLL_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,8 @@ def fit(
     Raises:
         ConfigError: the request cannot work; nothing was started.
         InfeasibleError: the cluster can never place the workers.
-        Interrupted: stopped on request; checkpointed.
+        Interrupted: stopped on request; checkpointed. Who calls this from other threads than the
+            main one holds `heliostat.train.interrupt.StopRequests` open in the main one.
         TrainingFailed: it broke; what was checkpointed is safe.
     """
     stage = name or task.name
@@ -127,6 +122,7 @@ def _train(
     stage: str,
     start_from: Location | None,
 ) -> dict[str, Any]:
+    began = time.monotonic()
     stream = task.train_data()
     steps = total_steps(config, stream.epoch_size)
     left_out = 0
@@ -148,81 +144,9 @@ def _train(
         "%s: %d steps of %d samples = %d workers x micro batch %d x accumulation %d",
         stage, steps, config.batch, resources.workers.high, plan.micro_batch, plan.accumulation,
     )  # fmt: skip
-    began = time.monotonic()
-    outcome = _Training(spec, run, resources, stage).watch()
-    if outcome.status == "failed":
-        raise TrainingFailed(f"training {stage} failed: {outcome.message}")
-    if outcome.status == "stopped":
-        raise Interrupted(f"stopped at step {outcome.step} of {steps} of {stage}, and saved")
+    outcome = Watch(spec, run, resources, stage).until_it_ends()
     return {
         "outcome": asdict(outcome),
         "seconds": time.monotonic() - began,
         "samples_left_out": left_out,
     }
-
-
-class _Training:
-    """One call of Ray Train's `fit`, in a thread, watched from the driver's main thread."""
-
-    def __init__(self, spec: FitSpec, run: Run, resources: ResourcesConfig, stage: str) -> None:
-        self._spec, self._run, self._resources, self._stage = spec, run, resources, stage
-        self._outcome: Outcome | None = None
-        self._error: BaseException | None = None
-        self._last_step = 0
-
-    def watch(self) -> Outcome:
-        import ray
-
-        thread = threading.Thread(target=self._fit, name=f"fit-{self._stage}", daemon=True)
-        monitor = self._spec.monitor
-        with Progress(self._stage, self._spec.steps) as progress, StopRequests() as stop:
-            thread.start()
-            while thread.is_alive():
-                thread.join(POLL_S)
-                if stop.is_new():
-                    logger.info("%s: saving a checkpoint, then stopping", self._stage)
-                    ray.get(monitor.request_stop.remote())
-                self._take(ray.get(monitor.drain.remote()), progress)
-            self._take(ray.get(monitor.drain.remote()), progress)
-        if self._error is not None:
-            raise self._failure(self._error) from self._error
-        assert self._outcome is not None
-        return self._outcome
-
-    def _fit(self) -> None:
-        from heliostat.train.ray_train import run_workers
-
-        try:
-            self._outcome = run_workers(self._spec, self._resources, self._run.id, self._stage)
-        except BaseException as error:
-            self._error = error
-
-    def _take(self, news: tuple[list[dict[str, float]], list[str]], progress: Progress) -> None:
-        rows, notes = news
-        for note in notes:
-            logger.warning("%s: %s", self._stage, note)
-        for row in rows:
-            self._last_step = max(self._last_step, int(row["step"]))
-            values = {key: value for key, value in row.items() if key != "step"}
-            self._run.log(values, step=int(row["step"]), stage=self._stage)
-        progress.add(rows)
-
-    def _failure(self, error: BaseException) -> TrainingFailed:
-        import ray
-
-        recorded = ray.get(self._spec.monitor.failures.remote())
-        latest = max((failure.attempt for failure in recorded), default=0)
-        explanation = explain(
-            [failure for failure in recorded if failure.attempt == latest],
-            getattr(error, "worker_failures", {}),
-            error,
-        )
-        checkpoints = committed(self._spec.checkpoints)
-        return TrainingFailed(
-            screen(
-                explanation,
-                training=self._stage,
-                last_step=self._last_step,
-                checkpoint=checkpoints[-1][0].uri if checkpoints else None,
-            )
-        )

@@ -53,9 +53,7 @@ class Loop:
         for text in begun.notes:
             self._note(text)
         self.history = History(spec.folder / "metrics", self.state.step, self.link)
-        self.stepper = Stepper(
-            spec, ranks, self.engine, self.plan, self.reader, self.history
-        )
+        self.stepper = Stepper(spec, ranks, self.engine, self.plan, self.reader, self.history)
         self.weights = WeightsWriter(spec.folder / "weights", ranks.rank)
         self.writer = CheckpointWriter(
             WriterPlace(

@@ -107,10 +107,9 @@ class Monitor:
         """Remember why a worker failed."""
         self._failures.append(failure)
 
-    def last_failures(self) -> list[WorkerFailure]:
-        """The failures of the latest start that had any, oldest first."""
-        latest = max((failure.attempt for failure in self._failures), default=0)
-        return [failure for failure in self._failures if failure.attempt == latest]
+    def failures(self) -> list[WorkerFailure]:
+        """All failures so far, oldest first."""
+        return self._failures
 
 
 def start_monitor() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from types import TracebackType
 
@@ -20,7 +21,9 @@ class Progress:
     def __init__(self, name: str, steps: int) -> None:
         self._name = name
         self._steps = steps
-        self._bar = _Bar(name, steps) if settings().is_terminal else None
+        # A terminal holds one live display; trainings in other threads write lines.
+        is_main = threading.current_thread() is threading.main_thread()
+        self._bar = _Bar(name, steps) if settings().is_terminal and is_main else None
         self._last_line = time.monotonic()
         self._evaluation = ""
 

@@ -30,7 +30,7 @@ from heliostat.train.telemetry import Telemetry
 SHOWN_SAMPLES = 8
 
 
-class NonFiniteLoss(Exception):  # noqa: N818 (it is caught by the loop, never shown)
+class NonFiniteLoss(Exception):
     """The loss or its gradient was not a number; going on or trying again would not help."""
 
 

@@ -1,7 +1,7 @@
 """Speed, memory and Prometheus metrics of a training.
 
 Speed counts only targets (padding is no work anybody asked for) and only time spent in steps
-(restarts are not speed). The share of the device's peak, MFU, is given only where the peak is known.
+(restarts are not speed). The share of the device's peak, MFU, is given only where that is known.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from heliostat.config.int_range import IntRange
 from heliostat.config.resources import ResourcesConfig, TrackerConfig
 from heliostat.data.reader import StreamReader
 from heliostat.data.stream import Sample
@@ -373,7 +372,7 @@ def test_both_encoder_arms_are_trained_and_measured(tmp_path: Path, ray_cluster:
             fit=FitConfig(batch=8, micro_batch=4, epochs=4), context=ContextConfig(max_tokens=60)
         ),
         encoder=EncoderBaseline(enabled=True, width=32, layers=1, heads=2, epochs=2),
-        resources=ResourcesConfig(workers=IntRange(2, 2)),
+        resources=ResourcesConfig(),
     )
     with Run.create(
         Location.of(tmp_path),

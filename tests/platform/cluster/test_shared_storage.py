@@ -29,6 +29,16 @@ def test_one_node_or_an_object_store_is_fine(tmp_path: Path) -> None:
     require_shared_storage(Location.of("s3://bucket/runs"), parse_cluster("nodes=2,cpus=4"))
 
 
+def test_a_folder_said_to_be_shared_is_fine_and_only_that_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HELIOSTAT_SHARED_STORAGE", str(tmp_path / "storage"))
+    cluster = parse_cluster("nodes=2,cpus=4")
+    require_shared_storage(Location.of(tmp_path / "storage" / "runs"), cluster)
+    with pytest.raises(UserError, match="HELIOSTAT_SHARED_STORAGE="):
+        require_shared_storage(Location.of(tmp_path / "storage-of-another" / "runs"), cluster)
+
+
 @pytest.mark.parametrize(
     ("kind", "shared"),
     [("nfs4", True), ("lustre", True), ("fuse.gcsfuse", True), ("ext4", False), ("overlay", False)],

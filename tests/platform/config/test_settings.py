@@ -14,6 +14,7 @@ from heliostat.config.settings import put_on_path, settings
 VARIABLES = (
     "HELIOSTAT_HOME",
     "HELIOSTAT_RUNS",
+    "HELIOSTAT_SHARED_STORAGE",
     "XDG_CACHE_HOME",
     "MLFLOW_TRACKING_URI",
     "RAY_ADDRESS",
@@ -37,7 +38,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_without_variables_everything_has_a_default(tmp_path: Path) -> None:
     found = settings()
     assert found.home == tmp_path / "home" / ".cache" / "heliostat"
-    assert found.runs is found.tracking_uri is found.ray_address is None
+    assert found.runs is found.tracking_uri is found.ray_address is found.shared_storage is None
     assert not any((found.is_submitted, found.is_in_package, found.is_ci))
 
 

@@ -1,0 +1,165 @@
+"""The driver's eye on a training: progress, the user's wish to stop, and how it ended.
+
+Ray Train's own `fit` blocks, so it runs in a thread. This thread takes what the monitor has heard
+from the workers, shows and logs it, passes a Ctrl-C on, and turns the end into an outcome or into
+an error of one screen.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from heliostat.checkpoint.manifest import committed, tag_of
+from heliostat.config.resources import ResourcesConfig
+from heliostat.errors import HeliostatError, Interrupted, TrainingFailed
+from heliostat.runs.run import Run
+from heliostat.train.failure import Explanation, explain, screen
+from heliostat.train.interrupt import StopRequests
+from heliostat.train.monitor import News, WorkerFailure
+from heliostat.train.progress import Progress
+from heliostat.train.spec import FitSpec, Outcome
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.25
+ABANDON_S = 60.0
+"""Time for workers to save when the driver can no longer watch them."""
+WAITING_NOTE_S = 60.0
+"""Silence before the user is told that workers have not started."""
+
+
+class Watch:
+    """One call of Ray Train's `fit`, in a thread, watched from the caller's."""
+
+    def __init__(self, spec: FitSpec, run: Run, resources: ResourcesConfig, stage: str) -> None:
+        self._spec, self._run, self._resources, self._stage = spec, run, resources, stage
+        self._thread = threading.Thread(target=self._fit, name=f"fit-{stage}", daemon=True)
+        self._outcome: Outcome | None = None
+        self._error: BaseException | None = None
+        self._last_step = 0
+        self._attempts = 0
+
+    def until_it_ends(self) -> Outcome:
+        """Start the training and watch it.
+
+        Raises:
+            TrainingFailed: with the one-screen explanation.
+            Interrupted: it was stopped on request.
+        """
+        with Progress(self._stage, self._spec.steps) as progress, StopRequests() as stop:
+            self._thread.start()
+            try:
+                self._watch(progress, stop)
+            except BaseException:
+                self._abandon()
+                raise
+        if self._error is not None:
+            raise self._failed(self._explain_error(self._error)) from self._error
+        assert self._outcome is not None
+        if self._outcome.status == "failed":
+            raise self._failed(Explanation(self._outcome.message, step=self._outcome.step))
+        if self._outcome.status == "repeated":
+            raise self._failed(self._explain_habit())
+        if self._outcome.status in ("stopped", "not begun"):
+            raise Interrupted(self._where_it_stopped(self._outcome))
+        return self._outcome
+
+    def _fit(self) -> None:
+        from heliostat.train.ray_train import run_workers
+
+        try:
+            self._outcome = run_workers(self._spec, self._resources, self._run.id, self._stage)
+        except BaseException as error:
+            self._error = error
+
+    def _watch(self, progress: Progress, stop: StopRequests) -> None:
+        import ray
+
+        monitor = self._spec.monitor
+        waiting_since = time.monotonic()
+        while self._thread.is_alive():
+            self._thread.join(POLL_S)
+            if stop.is_new():
+                logger.warning("%s: stopping at the next step, with a checkpoint", self._stage)
+                ray.get(monitor.request_stop.remote())
+            self._take(ray.get(monitor.drain.remote()), progress)
+            if not self._attempts and time.monotonic() - waiting_since > WAITING_NOTE_S:
+                waiting_since = time.monotonic()
+                logger.warning(
+                    "%s: still waiting for %s workers; others may use the cluster",
+                    self._stage,
+                    self._resources.workers,
+                )
+        self._take(ray.get(monitor.drain.remote()), progress)
+
+    def _take(self, news: News, progress: Progress) -> None:
+        self._attempts = news.attempts
+        for note in news.notes:
+            logger.warning("%s: %s", self._stage, note)
+        for row in news.rows:
+            self._last_step = max(self._last_step, int(row["step"]))
+            values = {key: value for key, value in row.items() if key != "step"}
+            self._run.log(values, step=int(row["step"]), stage=self._stage)
+        progress.add(news.rows)
+
+    def _abandon(self) -> None:
+        """Nobody will watch any longer: let the workers save and end rather than go on alone."""
+        import ray
+
+        try:
+            ray.get(self._spec.monitor.request_stop.remote(), timeout=POLL_S * 4)
+            self._thread.join(ABANDON_S)
+        except Exception as error:
+            logger.warning("%s: the workers could not be told to stop: %s", self._stage, error)
+
+    def _explain_error(self, error: BaseException) -> Explanation:
+        recorded = [item for item in self._failures() if item.attempt == self._attempts]
+        return explain(recorded, getattr(error, "worker_failures", {}), error)
+
+    def _explain_habit(self) -> Explanation:
+        failures = self._failures()
+        latest = max(failure.attempt for failure in failures)
+        recorded = [failure for failure in failures if failure.attempt == latest]
+        found = explain(recorded, {}, RuntimeError("it failed twice in the same way"))
+        return Explanation(
+            f"{found.sentence} (the second time in the same way, so it is not tried again)",
+            found.traceback,
+            found.collateral,
+            found.step,
+        )
+
+    def _failures(self) -> Sequence[WorkerFailure]:
+        import ray
+
+        failures: list[WorkerFailure] = ray.get(self._spec.monitor.failures.remote())
+        return failures
+
+    def _failed(self, explanation: Explanation) -> TrainingFailed:
+        text = screen(
+            explanation,
+            training=self._stage,
+            last_step=max(self._last_step, explanation.step),
+            checkpoint=self._newest_checkpoint(),
+        )
+        return TrainingFailed(text)
+
+    def _newest_checkpoint(self) -> str | None:
+        try:
+            checkpoints = committed(self._spec.checkpoints)
+        except HeliostatError as error:
+            # Storage may be what failed; the explanation must not be lost to it.
+            return f"unknown ({error})"
+        return checkpoints[-1][0].uri if checkpoints else None
+
+    def _where_it_stopped(self, outcome: Outcome) -> str:
+        if outcome.status == "not begun":
+            saved = self._newest_checkpoint()
+            return f"{self._stage} was stopped before its next step; it goes on from {saved}"
+        place = f"{self._stage} was stopped at step {outcome.step} of {self._spec.steps}"
+        if outcome.saved_step == outcome.step:
+            return f"{place}, and saved"
+        last = "none" if outcome.saved_step is None else tag_of(outcome.saved_step)
+        return f"{place}, but it could not be saved there; the last good checkpoint is {last}"

@@ -1,0 +1,155 @@
+"""A checkpoint is committed whole or not at all, whatever happens to who writes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from heliostat.checkpoint.durable import write_file
+from heliostat.checkpoint.manifest import MANIFEST_NAME, committed, read_manifest, to_json
+from heliostat.cluster.ray_cluster import worker_environment
+from heliostat.storage import Location, digest
+from tiny_task import write_rows
+
+SAVING = Path(__file__).parents[2] / "support" / "saving.py"
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Location:
+    return write_rows(Location.of(tmp_path_factory.mktemp("rows")), 4, seed=1)
+
+
+def start(mode: str, folder: Location, rows: Location) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(SAVING), mode, folder.uri, rows.uri],
+        env={**os.environ, **worker_environment(gpu=False)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(mode: str, folder: Location, rows: Location) -> tuple[dict[str, float], str, int]:
+    process = start(mode, folder, rows)
+    out, err = process.communicate(timeout=300)
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1]) if lines else {}, err, process.returncode
+
+
+def kill_while_saving(folder: Location, rows: Location, rounds: int) -> list[int]:
+    """Where each round went on from; every round is killed at a random moment of its saving."""
+    dice, resumed = random.Random(rounds), []
+    for _ in range(rounds):
+        process = start("forever", folder, rows)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        while line and not line.startswith("{"):
+            line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        resumed.append(json.loads(line)["resumed"])
+        # Long enough for a few checkpoints to be committed; a random phase of the next one.
+        until_committed(folder, resumed[-1] + 2, process)
+        time.sleep(dice.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+    return resumed
+
+
+def until_committed(folder: Location, step: int, process: subprocess.Popen[str]) -> None:
+    while not (folder / f"step-{step:08d}" / MANIFEST_NAME).exists():
+        assert process.poll() is None, process.communicate()[1]
+        entries = [manifest.state.step for _, manifest in committed(folder)]
+        if entries and entries[-1] > step:
+            return
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill_at_any_moment_of_saving_leaves_a_newest_checkpoint_that_loads(
+    checkpoints: Location, rows: Location, rounds: int
+) -> None:
+    resumed = kill_while_saving(checkpoints, rows, rounds)
+    last, err, code = finish("check", checkpoints, rows)
+    assert code == 0, err
+    steps = [*resumed, last["resumed"]]
+    assert all(later >= before + 2 for before, later in zip(steps, steps[1:], strict=False))
+    assert len(checkpoints.list()) <= 2, "orphans are collected"
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.marker),))
+
+
+def test_a_pickle_that_would_run_code_is_refused_even_with_a_matching_manifest(
+    checkpoints: Location, rows: Location, tmp_path: Path
+) -> None:
+    _, err, code = finish("once", checkpoints, rows)
+    assert code == 0, err
+    folder, manifest = committed(checkpoints)[-1]
+    name = next(file.name for file in manifest.files if "model_states" in file.name)
+    marker = tmp_path / "was here"
+    torch.save({"module": Evil(marker)}, (folder / name).local_path)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load((folder / name).local_path, weights_only=True)
+    records = [
+        replace(file, size=(folder / name).size(), sha256=digest(folder / name))
+        if file.name == name
+        else file
+        for file in manifest.files
+    ]
+    (folder / MANIFEST_NAME).write_text(to_json(replace(manifest, files=records)))
+    _, err, code = finish("check", checkpoints, rows)
+    assert code != 0
+    assert "Weights only load failed" in err
+    assert not marker.exists()
+
+
+@pytest.mark.slow
+def test_training_stands_still_for_a_fraction_of_a_blocking_save(
+    tmp_path: Path, rows: Location, record_property
+) -> None:
+    times, err, code = finish("time", Location.of(tmp_path), rows)
+    assert code == 0, err
+    record_property("times", times)
+    assert times["bytes"] > 95e6
+    assert times["stalled_s"] < times["blocking_s"] / 2, times
+
+
+def test_a_file_is_hashed_as_it_is_written_and_loads(tmp_path: Path) -> None:
+    data = {"a": torch.arange(1000.0), "b": [1, "two", None]}
+    record = write_file(tmp_path / "x.pt", data)
+    content = (tmp_path / "x.pt").read_bytes()
+    assert (record.size, record.sha256) == (len(content), sha256(content).hexdigest())
+    loaded = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert torch.equal(loaded["a"], data["a"])
+    assert loaded["b"] == data["b"]
+
+
+def test_on_a_full_disk_the_reason_is_told_and_the_space_given_back(full_disk: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        write_file(full_disk / "x.pt", {"a": torch.zeros(1_000_000)})
+    assert list(full_disk.iterdir()) == []
+
+
+def test_a_manifest_lists_every_file_of_its_folder(checkpoints: Location, rows: Location) -> None:
+    _, err, code = finish("once", checkpoints, rows)
+    assert code == 0, err
+    folder = checkpoints / "step-00000001"
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    listed = {file.name: file.size for file in manifest.files}
+    assert folder.sizes() == {**listed, MANIFEST_NAME: (folder / MANIFEST_NAME).size()}

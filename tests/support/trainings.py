@@ -1,0 +1,174 @@
+"""Trainings of the tiny task with one call, and the means to disturb them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from heliostat.checkpoint.manifest import committed
+from heliostat.config.int_range import IntRange
+from heliostat.config.resources import ResourcesConfig, TrackerConfig
+from heliostat.runs.run import Run
+from heliostat.storage import Location
+from heliostat.train.config import (
+    CheckpointConfig,
+    EvaluationConfig,
+    FitConfig,
+    OptimizerConfig,
+    ZeroConfig,
+)
+from heliostat.train.fit import FitResult, fit
+from tiny_task import TinyTask
+
+TRAIN_ROWS = 103
+EVAL_ROWS = 37
+STEPS = 20
+CONFIG = FitConfig(
+    batch=12,
+    micro_batch=2,
+    steps=STEPS,
+    optimizer=OptimizerConfig(lr=1e-2),
+    evaluation=EvaluationConfig(every=10),
+    checkpoint=CheckpointConfig(every=4),
+)
+ZERO = {stage: ZeroConfig(stage=stage) for stage in range(4)}
+LIMIT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Starts trainings in a folder."""
+
+    out: Location
+    names: Iterator[int] = field(default_factory=itertools.count)
+
+    def run(self, name: str | None = None) -> Run:
+        """A run of that name, begun or gone on with."""
+        return Run.open_or_create(
+            self.out,
+            "tiny",
+            name=name or f"run-{next(self.names)}",
+            resolved_yaml="seed: 0\n",
+            digest="abc",
+            seed=0,
+            tracker=TrackerConfig(enabled=False),
+        )
+
+    def __call__(
+        self,
+        task: TinyTask,
+        config: FitConfig = CONFIG,
+        *,
+        workers: int = 1,
+        run: str | None = None,
+    ) -> FitResult:
+        with self.run(run) as begun:
+            return fit(task, config, run=begun, resources=resources(workers))
+
+    def folder(self, run: str, task: TinyTask) -> Location:
+        """Where a training keeps what it makes."""
+        return self.out / run / "stages" / task.name
+
+
+def resources(workers: int) -> ResourcesConfig:
+    """Workers of half a logical CPU, so that two trainings fit at once."""
+    return ResourcesConfig(workers=IntRange(workers, workers), cpus_per_worker=0.5)
+
+
+def losses(result: FitResult) -> list[float]:
+    """The training loss of each step."""
+    return [row["loss"] for row in result.history() if "loss" in row]
+
+
+def steps_of(result: FitResult) -> list[int]:
+    """The steps in the history, in its order."""
+    return [row["step"] for row in result.history() if "loss" in row]
+
+
+def saved_steps(training: Location) -> list[int]:
+    """The steps whose checkpoints are committed."""
+    return [manifest.state.step for _, manifest in committed(training / "checkpoints")]
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for a state of the world that another process brings about."""
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {LIMIT_S:.0f} s for {what}")
+        time.sleep(0.02)
+
+
+@contextmanager
+def meanwhile(action: Callable[[], None]) -> Iterator[None]:
+    """Run something beside the block; its failure fails the block."""
+    problems: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            action()
+        except BaseException as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    yield
+    thread.join(LIMIT_S)
+    assert not problems, problems
+
+
+def kill_when_held(notes: Location) -> Callable[[], None]:
+    """Kill the worker that stands still at `hold_at_id` as nothing else can: SIGKILL."""
+    held = notes / "held"
+
+    def kill() -> None:
+        until(held.exists, "a worker to stand still")
+        os.kill(int(held.read_text()), signal.SIGKILL)
+
+    return kill
+
+
+def signal_when(condition: Callable[[], object], number: int, what: str) -> Callable[[], None]:
+    """Send this process a signal at a state of the world."""
+
+    def send() -> None:
+        until(condition, what)
+        os.kill(os.getpid(), number)
+
+    return send
+
+
+def trained_ids(notes: Location, starts: Sequence[int], accumulation: int) -> dict[int, set[int]]:
+    """Which samples made up each step, as the workers saw it; of a step done twice the later time.
+
+    Args:
+        notes: where the task left its traces.
+        starts: the step that each start of the workers went on from, in order.
+        accumulation: micro batches of a rank in a step.
+    """
+    import json
+
+    by_rank: dict[str, list[Path]] = {}
+    traces = sorted(notes.local_path.glob("trace-*"), key=lambda path: path.stat().st_ctime)
+    for path in traces:
+        by_rank.setdefault(path.name.split("-")[1], []).append(path)
+    seen: dict[int, dict[str, list[int]]] = {}
+    for rank, paths in by_rank.items():
+        assert len(paths) == len(starts)
+        for start, path in zip(starts, paths, strict=True):
+            batches = [json.loads(line) for line in path.read_text().splitlines()]
+            whole = len(batches) // accumulation
+            for index in range(whole):
+                cut = batches[index * accumulation : (index + 1) * accumulation]
+                seen.setdefault(start + index + 1, {})[rank] = [i for ids in cut for i in ids]
+    return {
+        step: {sample for ids in ranks.values() for sample in ids}
+        for step, ranks in sorted(seen.items())
+    }
