@@ -15,6 +15,7 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks import workload
@@ -40,12 +41,18 @@ def main() -> None:
         ]
         with warmed_up(contenders, folder):
             taken = take_turns(contenders, given.pairs, given.every + 2)
-    stalls = {name: [stall for one in turns for stall in stalls_of(one, turns, given.every)]
-              for name, turns in taken.items()}  # fmt: skip
+    stalls = {
+        name: [stall for one in turns for stall in stalls_of(one, turns, given.every)]
+        for name, turns in taken.items()
+    }
     pairs = min(map(len, stalls.values()))
     measures = [
-        at_most("standing still for a checkpoint: Heliostat / blocking save",
-                stalls["heliostat"][:pairs], stalls["bare"][:pairs], LIMIT),  # fmt: skip
+        at_most(
+            "standing still for a checkpoint: Heliostat / blocking save",
+            stalls["heliostat"][:pairs],
+            stalls["bare"][:pairs],
+            LIMIT,
+        ),
         stated(
             f"extra time of the {AFTER} steps after a save together",
             [extra for one in taken["heliostat"] for extra in extra_of(one, taken, given.every)],
@@ -73,16 +80,13 @@ def extra_of(turn: Slice, taken: dict[str, list[Slice]], every: int) -> list[flo
 
 def usual_step(turns: Sequence[Slice], every: int) -> float:
     """Median time of the steps that lie in the second half between two saves."""
-    calm = [
-        step for turn in turns for number, step in steps_of(turn) if (number - 1) % every > every / 2
-    ]
-    return statistics.median(calm)
+    steps = [numbered for turn in turns for numbered in steps_of(turn)]
+    return statistics.median(step for number, step in steps if (number - 1) % every > every / 2)
 
 
 def steps_of(turn: Slice) -> list[tuple[int, float]]:
     """Number and wall-clock time of every whole step of a turn."""
-    ends = list(turn.ends)
-    times = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    times = [end - start for start, end in pairwise(turn.ends)]
     return list(enumerate(times, start=turn.first_step + 1))
 
 

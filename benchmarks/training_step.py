@@ -61,14 +61,13 @@ def compare(workers: int, taken: dict[str, list[Slice]]) -> list[Measure]:
         return [one.step_cpu_s for one in taken[name]]
 
     on = f"{workers} worker" + ("s" if workers > 1 else "")
-    trainer = at_most(f"training step, {on}: Heliostat / Trainer", times("heliostat"),
-                      times("trainer"), 1.0)  # fmt: skip
+    ours = times("heliostat")
+    step = f"training step, {on}: Heliostat"
     return [
-        at_most(f"training step, {on}: Heliostat / bare loop", times("heliostat"),
-                times("bare"), LIMIT),  # fmt: skip
-        trainer,
-        at_most(f"processor time of rank 0, {on}: Heliostat / bare loop", cpu("heliostat"),
-                cpu("bare"), LIMIT),  # fmt: skip
+        at_most(f"{step} / bare loop", ours, times("bare"), LIMIT),
+        at_most(f"{step} / Trainer", ours, times("trainer"), 1.0),
+        at_most(f"{step} / bare loop, processor time", cpu("heliostat"), cpu("bare"), LIMIT),
+        at_most(f"{step} / Trainer, processor time", cpu("heliostat"), cpu("trainer"), 1.0),
         stated(
             f"processor time outside the workers' processes, {on}, per step",
             [one.tree_cpu_s - workers * one.step_cpu_s for one in taken["heliostat"]],

@@ -139,7 +139,7 @@ def warmed_up(contenders: Sequence[Contender], folder: Path) -> Iterator[None]:
 def take_turns(
     contenders: Sequence[Contender], rounds: int, steps: int
 ) -> dict[str, list[Slice]]:
-    """Let each contender make `steps` steps, in turn, `rounds` times; every other round backwards."""
+    """Let each make `steps` steps, in turn, `rounds` times; every other round backwards."""
     taken: dict[str, list[Slice]] = {contender.name: [] for contender in contenders}
     for number in range(rounds):
         order = contenders if number % 2 == 0 else list(reversed(contenders))

@@ -1,8 +1,8 @@
 """The training that all contenders do: the language model of `support_templates` at size `laptop`.
 
 Same initial weights, same rows in the same order, same optimiser, batch and precision. Heliostat
-reads its table on the fly, as it always does; the peers get the same rows cut beforehand and kept in
-memory, which is as cheap as reading data can be.
+reads its table on the fly, as it always does; the peers get the same rows cut beforehand and kept
+in memory, which is as cheap as reading data can be.
 """
 
 from __future__ import annotations
@@ -165,7 +165,8 @@ def stamp_steps(path: str) -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     rank = dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
-    file = Path(f"{path}-{rank}" if path != os.devnull else path).open("a", buffering=1)
+    # Open until the process ends: a line must be there the moment it is written.
+    file = Path(f"{path}-{rank}").open("a", buffering=1)  # noqa: SIM115
 
     def note(*_: Any) -> None:
         file.write(f"{time.monotonic():.6f} {time.process_time():.6f}\n")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
 from heliostat.checkpoint.manifest import FORMAT, Manifest, TrainState, tag_of
 from heliostat.checkpoint.restore import load, newest_whole, random_state
 from heliostat.checkpoint.retention import collect_orphans

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
 from heliostat.data.stream import RowStream, Sample, Stream
 from heliostat.data.table import TableWriter
 from heliostat.storage import Location
 from heliostat.train.engine import decay_groups
 from heliostat.train.task import Batch, LossTerm, Tally
-from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 VOCABULARY = 23
 LENGTH = 12

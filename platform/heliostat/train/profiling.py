@@ -32,7 +32,7 @@ class Profiler:
 
     def __enter__(self) -> Profiler:
         if self._profile is not None:
-            self._profile.__enter__()
+            self._profile.start()
         return self
 
     def __exit__(
@@ -42,7 +42,7 @@ class Profiler:
         trace: TracebackType | None,
     ) -> None:
         if self._profile is not None:
-            self._profile.__exit__(kind, error, trace)
+            self._profile.stop()
 
     def step(self) -> None:
         """Tell the profiler that an optimiser step is over."""

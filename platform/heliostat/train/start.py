@@ -140,7 +140,7 @@ def _per_node(ranks: Ranks, scratch: str) -> str:
 
     places = ranks.gather((socket.gethostname(), ranks.local_rank, scratch))
     here = socket.gethostname()
-    return next(path for host, local, path in places if host == here and local == 0)
+    return str(next(path for host, local, path in places if host == here and local == 0))
 
 
 def _check_belongs(spec: FitSpec, stream: Stream, folder: Location, manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ import platform
 import resource
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
@@ -89,7 +90,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _gauges(task_name: str) -> dict[str, object]:
+def _gauges(task_name: str) -> dict[str, Any]:
     from ray.util.metrics import Gauge
 
     gauges = {}

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+
 from heliostat.checkpoint.manifest import (
     FORMAT,
     MANIFEST_NAME,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from heliostat.checkpoint.manifest import (
     MANIFEST_NAME,
     committed,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from heliostat.checkpoint.durable import write_file
 from heliostat.checkpoint.manifest import MANIFEST_NAME, committed, read_manifest, to_json
 from heliostat.cluster.ray_cluster import worker_environment

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from trainings import CONFIG, EVAL_ROWS, TRAIN_ROWS, Trainings
+
 from heliostat.storage import Location
 from heliostat.train.config import FitConfig
 from heliostat.train.fit import FitResult
 from tiny_task import TinyTask, write_rows
-from trainings import CONFIG, EVAL_ROWS, TRAIN_ROWS, Trainings
 
 Trained = Callable[..., FitResult]
 

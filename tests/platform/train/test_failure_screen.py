@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from heliostat.train.failure import Explanation, explain, is_collateral, screen
 from heliostat.train.monitor import Monitor, WorkerFailure
 

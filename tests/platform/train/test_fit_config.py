@@ -6,6 +6,9 @@ import time
 from dataclasses import replace
 
 import pytest
+from torch import nn
+from trainings import CONFIG, resources
+
 from heliostat.config.int_range import IntRange
 from heliostat.config.resources import ResourcesConfig
 from heliostat.errors import ConfigError, InfeasibleError
@@ -13,8 +16,6 @@ from heliostat.train.config import FitConfig, OptimizerConfig, ZeroConfig, total
 from heliostat.train.engine import enable_activation_checkpointing
 from heliostat.train.fit import fit
 from heliostat.train.preflight import check_config
-from torch import nn
-from trainings import CONFIG, resources
 
 
 def test_fp16_on_a_cpu_is_refused_and_bf16_offered() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from heliostat.errors import ConfigError
 from heliostat.train.config import ScheduleConfig
 from heliostat.train.schedule import lr_factor, warmup_steps
-from hypothesis import given
-from hypothesis import strategies as st
 
 COSINE = ScheduleConfig(decay="cosine", warmup_fraction=0.01)
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from trainings import CONFIG, EVAL_ROWS, STEPS, ZERO, losses, steps_of
+
 from heliostat.storage import Location
 from heliostat.train.config import FitConfig
 from heliostat.train.engine import build_optimizer
@@ -13,7 +15,6 @@ from heliostat.train.fit import FitResult
 from heliostat.train.schedule import lr_factor
 from heliostat.train.weights import load_weights, read_weights
 from tiny_task import TinyTask
-from trainings import CONFIG, EVAL_ROWS, STEPS, ZERO, losses, steps_of
 
 ONE_BIG_BATCH = replace(CONFIG, micro_batch=12)
 
