@@ -3,11 +3,11 @@
 Ours is `heliostat train support_templates` from a checkpoint folder, with everything that is cached
 across runs in its cache: simulated cases, redacted cases, token documents, converted weights. It
 opens a run, starts a Ray cluster of its own, starts the workers and trains. The peer is `torchrun`
-with a script around Hugging Face's Trainer (`trainer_script`) that loads the same checkpoint and the
-same rows, already packed, from a saved data set; with DeepSpeed and, as a second peer, without.
+with a script around Hugging Face's Trainer (`trainer_script`) that loads the same checkpoint and
+the same rows, already packed, from a saved data set; with DeepSpeed and, as a second peer, without.
 
-A sitecustomize module on PYTHONPATH (folder `probe`) notes in every process of both when it started,
-when its large imports ended and when its first optimiser step ended.
+A sitecustomize module on PYTHONPATH (folder `probe`) notes in every process of both when it
+started, when its large imports ended and when its first optimiser step ended.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import psutil
 
 from benchmarks import workload
 from benchmarks.result import at_most, options, report, stated
-from benchmarks.turns import OUR_ENVIRONMENT, PEER_ENVIRONMENT, free_port
 from benchmarks.trainer_script import save_checkpoint, save_rows
+from benchmarks.turns import OUR_ENVIRONMENT, PEER_ENVIRONMENT, free_port
 from heliostat.storage import Location
 
 LIMIT = 1.5
@@ -72,7 +72,7 @@ def main() -> None:
 def prepare(folder: Location) -> None:
     """Checkpoint and packed rows of the peer, made once."""
     if not (folder / "rows").exists():
-        codec, table = workload.transcripts()
+        codec, _ = workload.transcripts()
         save_checkpoint(folder.local_path / "model", codec)
         save_rows(folder.local_path / "rows", workload.rows(workload.task(workload.LAPTOP, "")))
 

@@ -136,9 +136,7 @@ def warmed_up(contenders: Sequence[Contender], folder: Path) -> Iterator[None]:
         yield
 
 
-def take_turns(
-    contenders: Sequence[Contender], rounds: int, steps: int
-) -> dict[str, list[Slice]]:
+def take_turns(contenders: Sequence[Contender], rounds: int, steps: int) -> dict[str, list[Slice]]:
     """Let each make `steps` steps, in turn, `rounds` times; every other round backwards."""
     taken: dict[str, list[Slice]] = {contender.name: [] for contender in contenders}
     for number in range(rounds):

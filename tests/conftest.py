@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from heliostat.config.settings import put_on_path
 
 # Test modules, and the Ray workers that they start, import what is shared by name.

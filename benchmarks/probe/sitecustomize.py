@@ -10,6 +10,7 @@ import importlib.machinery
 import os
 import sys
 import time
+from pathlib import Path
 
 WATCHED = ("ray", "torch", "deepspeed", "transformers", "datasets", "accelerate", "mlflow")
 
@@ -60,6 +61,6 @@ def watch_first_step():
 
 
 if "BENCHMARK_EVENTS" in os.environ:
-    with open("/proc/self/cmdline", "rb") as words:
-        note("start " + words.read().replace(b"\0", b" ").decode(errors="replace")[:160])
+    words = Path("/proc/self/cmdline").read_bytes().replace(b"\0", b" ")
+    note(f"start {words.decode(errors='replace')[:160]}")
     sys.meta_path.insert(0, Watcher())

@@ -15,17 +15,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from types import ModuleType
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from heliostat.data.prepare import Outcome, PreparationKey, Rejected, code_of, content_of, prepare
 from heliostat.data.table import Table
 from heliostat.storage import Location
-from jobs.support_templates import contexts, samples, split, tokenizer, transcript
+from jobs.support_templates import (
+    contexts,
+    samples,
+    split,
+    tokenizer,
+    transcript,
+    transcript_tokens,
+)
 from jobs.support_templates.contexts import ContextConfig, samples_of, separator_tokens
 from jobs.support_templates.data import chunks as case_chunks
 from jobs.support_templates.data.chunks import CaseChunk, read_chunk
@@ -34,7 +43,7 @@ from jobs.support_templates.redaction.redactor import Redactor, build_redactor
 from jobs.support_templates.samples import SAMPLE_SCHEMA, sample_table
 from jobs.support_templates.split import side_of
 from jobs.support_templates.tokenizer import TextCodec
-from jobs.support_templates.transcript import transcript as transcript_of
+from jobs.support_templates.transcript_tokens import TOKENS, TranscriptTokeniser
 
 BATCH_CASES = 512
 ROWS_PER_CHUNK = 4096
@@ -64,7 +73,7 @@ REDACTED_SCHEMA = pa.schema(
 DOCUMENT_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
-        pa.field("tokens", pa.list_(pa.field("item", pa.uint16(), nullable=False)), nullable=False),
+        pa.field("tokens", TOKENS, nullable=False),
     ]
 )
 
@@ -110,25 +119,19 @@ class RedactCases:
         place, rule = chunk
         redact = lru_cache(maxsize=100_000)(self.redactor.redact_text)
         for cases in read_chunk(place, self.templates):
-            rows = [
+            yield pa.record_batch(
                 {
-                    "case_id": case.case_id,
-                    "side": rule.side(case.case_id),
-                    "started_at": case.started_at,
-                    "locale": case.locale,
-                    "messages": [
-                        {
-                            "role": message.role,
-                            "text": redact(message.text),
-                            "template_id": message.template_id,
-                        }
-                        for message in case.messages
-                    ],
-                    "redactor_version": self.redactor.version,
-                }
-                for case in cases
-            ]
-            yield pa.RecordBatch.from_pylist(rows, schema=REDACTED_SCHEMA)
+                    "case_id": [case.case_id for case in cases],
+                    "side": [rule.side(case.case_id) for case in cases],
+                    "started_at": pa.array(
+                        [case.started_at for case in cases], REDACTED_SCHEMA.field(2).type
+                    ),
+                    "locale": [case.locale for case in cases],
+                    "messages": _message_lists(cases, redact),
+                    "redactor_version": [self.redactor.version] * len(cases),
+                },
+                schema=REDACTED_SCHEMA,
+            )
 
     def __getstate__(self) -> dict[str, object]:
         return {"presidio": self.presidio, "templates": self.templates}
@@ -143,18 +146,15 @@ class TokeniseTranscripts:
     codec: TextCodec
 
     def __call__(self, rows: range) -> Iterator[Outcome]:
-        for cases in _redacted_cases(self.redacted, rows, self.sides):
-            tokens = self.codec.encode([transcript_of(case.messages) for case in cases])
-            kept = [(case.case_id, ids) for case, ids in zip(cases, tokens, strict=True) if ids]
-            if len(kept) < len(cases):
-                yield Rejected("empty transcript", len(cases) - len(kept))
-            yield pa.record_batch(
-                {
-                    "id": pa.array([case_id for case_id, _ in kept], pa.string()),
-                    "tokens": pa.array([ids for _, ids in kept], DOCUMENT_SCHEMA.field(1).type),
-                },
-                schema=DOCUMENT_SCHEMA,
-            )
+        tokeniser = TranscriptTokeniser(self.codec)
+        for cases in _redacted_batches(self.redacted, rows, self.sides):
+            tokens = tokeniser.tokens(cases.column("messages"))
+            is_kept = pc.greater(pc.list_value_length(tokens), 0)
+            kept = pa.record_batch([cases.column("case_id"), tokens], schema=DOCUMENT_SCHEMA)
+            kept = kept.filter(is_kept)
+            if kept.num_rows < cases.num_rows:
+                yield Rejected("empty transcript", cases.num_rows - kept.num_rows)
+            yield kept
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def documents(
         cache,
         PreparationKey(
             content=redacted.fingerprint,
-            code=code_of(_module(), transcript, tokenizer),
+            code=code_of(_module(), transcript, transcript_tokens, tokenizer),
             tokenizer=codec.fingerprint,
             settings={"sides": ",".join(sides)},
         ),
@@ -327,12 +327,34 @@ def redacted_case(row: dict[str, object]) -> RedactedCase:
 def _redacted_cases(
     location: Location, rows: range, sides: tuple[str, ...]
 ) -> Iterator[list[RedactedCase]]:
+    for batch in _redacted_batches(location, rows, sides):
+        yield [redacted_case(row) for row in batch.to_pylist()]
+
+
+def _redacted_batches(
+    location: Location, rows: range, sides: tuple[str, ...]
+) -> Iterator[pa.RecordBatch]:
+    """The cases of some sides, in batches that are not empty."""
     table = Table.open(location)
+    wanted = pa.array(sides, pa.string())
     for start in range(rows.start, rows.stop, BATCH_CASES):
         batch = table.take(range(start, min(start + BATCH_CASES, rows.stop)))
-        found = [redacted_case(row) for row in batch.to_pylist() if row["side"] in sides]
-        if found:
-            yield found
+        found = batch.filter(pc.is_in(batch.column("side"), wanted)).combine_chunks()
+        yield from found.to_batches()
+
+
+def _message_lists(cases: Sequence[Case], redact: Callable[[str], str]) -> pa.ListArray:
+    """The messages of each case, redacted, column by column: rows as dictionaries cost more."""
+    messages = [message for case in cases for message in case.messages]
+    lists = REDACTED_SCHEMA.field("messages").type
+    columns = [
+        pa.array([message.role for message in messages], pa.string()),
+        pa.array([redact(message.text) for message in messages], pa.string()),
+        pa.array([message.template_id for message in messages], pa.string()),
+    ]
+    ends = list(accumulate((len(case.messages) for case in cases), initial=0))
+    structs = pa.StructArray.from_arrays(columns, fields=list(lists.value_type))
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs, type=lists)
 
 
 def _versions(cases: Sequence[RedactedCase]) -> list[str]:

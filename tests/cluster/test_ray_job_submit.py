@@ -17,7 +17,15 @@ import psutil
 import pytest
 
 from heliostat.cluster.ray_internals import packed_files
-from tests.support.ray_head import RayHead, Submission, started_head, wait_for
+from tests.support.ray_head import (
+    RayHead,
+    Submission,
+    node_id_of,
+    raylets,
+    started_head,
+    started_worker,
+    wait_for,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESTOP = ROOT / "cluster" / "prestop.py"
@@ -190,3 +198,19 @@ def stop_as_a_pod_is_stopped(head: RayHead) -> None:
     subprocess.run(
         [*command, "--seconds", "120"], env=dict(head.environment), check=True, timeout=180
     )
+
+
+def test_a_worker_node_empties_itself_before_it_is_stopped(home: Path) -> None:
+    """The preStop hook of a worker pod: the node is drained, and ends when nothing runs on it."""
+    folder = home / "leaving"
+    folder.mkdir()
+    with started_head(folder, folder / "ray", cpus=0) as head, started_worker(head) as worker:
+        node_id = node_id_of(worker)
+        command = [sys.executable, str(PRESTOP), "worker", "--address", head.address]
+        subprocess.run(
+            [*command, "--node-id", node_id, "--seconds", "60"],
+            env=dict(head.environment),
+            check=True,
+            timeout=180,
+        )
+        assert raylets(worker) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 from functools import cache
@@ -13,14 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.main import get_command
 
-from heliostat.cli.main import app
 from heliostat.cluster.cluster_description import parse_cluster
 from heliostat.cluster.feasibility import require_feasible
 from heliostat.cluster.resources import ResourceRequest
-from heliostat.config.jobs import find_job
-from heliostat.config.load import LoadedConfig, load_config
+from heliostat.config.load import LoadedConfig
+from tests.support.entrypoint import load_entrypoint
 from tests.support.kube_schema import operator_refusals, schema_refusals
 from tests.support.kustomize import containers, render
 
@@ -62,12 +59,8 @@ def locked(package: str) -> str:
 
 
 def loaded(place: str) -> LoadedConfig[Any]:
-    """The entrypoint, through our own command line and config loader."""
-    program, name, *words = shlex.split(ray_job(place)["spec"]["entrypoint"])
-    assert (program, name) == ("heliostat", "train")
-    arguments = get_command(app).commands[name].make_context(name, words).params
-    assert arguments["run"], "without --run a retry would start from nothing"
-    return load_config(find_job(arguments["job"], ROOT), None, arguments["overrides"])
+    """The config that the entrypoint asks for."""
+    return load_entrypoint(ray_job(place)["spec"]["entrypoint"])
 
 
 # Accepted by the API server and by the operator.

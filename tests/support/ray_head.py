@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 BIN = Path(sys.executable).parent
-START_S = 120
+START_S = 300
 POLL_S = 0.05
 
 
@@ -91,26 +91,64 @@ def started_head(home: Path, temporary: Path, cpus: int = 4) -> Iterator[RayHead
     """Start a head node on free ports; `temporary` must be short (socket paths are limited)."""
     port, dashboard, client, agent = free_ports(4)
     environment = own_environment(home)
-    command = [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}"]
-    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
-    command += [f"--dashboard-agent-listen-port={agent}", "--min-worker-port=0"]
-    command += ["--max-worker-port=0", f"--num-cpus={cpus}", f"--temp-dir={temporary}"]
-    command += ["--object-store-memory=200000000"]
-    with (home / "head.log").open("wb") as sink:
-        process = subprocess.Popen(
-            command,
-            env=dict(environment),
-            cwd=home,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    options = ["--head", f"--port={port}", f"--dashboard-port={dashboard}"]
+    options += [f"--ray-client-server-port={client}", f"--temp-dir={temporary}"]
+    options += [f"--dashboard-agent-listen-port={agent}", f"--num-cpus={cpus}"]
+    process = start_node(options, environment, home / "head.log")
     head = RayHead(process, environment, temporary, port, dashboard)
     try:
         wait_for(lambda: is_ready(head), START_S, "the dashboard answers")
         yield head
     finally:
         end(process)
+
+
+@contextmanager
+def started_worker(head: RayHead) -> Iterator[subprocess.Popen[bytes]]:
+    """Join a second node on this machine, with one CPU."""
+    (agent,) = free_ports(1)
+    options = [f"--address={head.address}", f"--dashboard-agent-listen-port={agent}"]
+    process = start_node(
+        [*options, "--num-cpus=1"], head.environment, head.folder.parent / "worker.log"
+    )
+    try:
+        wait_for(lambda: raylets(process), START_S, "the worker node runs")
+        yield process
+    finally:
+        end(process)
+
+
+def start_node(
+    options: Sequence[str], environment: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    """`ray start --block` in a process group of its own."""
+    command = [str(BIN / "ray"), "start", "--block", "--min-worker-port=0", "--max-worker-port=0"]
+    with log.open("wb") as sink:
+        return subprocess.Popen(
+            [*command, "--object-store-memory=200000000", *options],
+            env=dict(environment),
+            cwd=log.parent,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def raylets(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The living raylet below a `ray start`."""
+    below = psutil.Process(node.pid).children(recursive=True)
+    return [
+        child
+        for child in below
+        if child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def node_id_of(node: subprocess.Popen[bytes]) -> str:
+    """The id of a node, from the command line of its raylet."""
+    (raylet,) = raylets(node)
+    (found,) = [word for word in raylet.cmdline() if word.startswith("--node_id=")]
+    return found.partition("=")[2]
 
 
 def own_environment(home: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ from heliostat.train.task import Batch, LossTerm, Tally
 VOCABULARY = 23
 LENGTH = 12
 HELD_S = 600.0
+MET: Counter[int] = Counter()
+"""How often this process has trained on the sample to stand still at."""
 
 
 class TinyModel(nn.Module):
@@ -54,7 +57,7 @@ class TinyModel(nn.Module):
         return self.output(self.norm(x))
 
     def _middle(self, x: torch.Tensor) -> torch.Tensor:
-        return self.dropout(torch.tanh(self.hidden(x)) * self.scale + self.shift)
+        return self.dropout(torch.tanh(self.hidden(x)) * self.scale + self.shift.to(x.dtype))
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,14 @@ class TinyTask:
     """Give a loss that is not a number when a batch holds this sample."""
     hold_at_id: int = -1
     """Stand still at this sample, once, until killed; the process id is in `notes`/held."""
+    hold_at_pass: int = 1
+    """Only when a process meets that sample for this time."""
+    head: int | None = None
+    """Train on the first so many rows only."""
     wait_s: float = 0.0
     """Seconds each micro batch takes longer."""
+    preempted: bool = False
+    """Say that the worker's node is being taken away, at every step."""
     notes: Location | None = None
     """A folder for `held`, and for a trace of the samples trained on, one file a process."""
 
@@ -84,7 +93,7 @@ class TinyTask:
         return TinyModel(self.width, self.tied, self.dropout)
 
     def train_data(self) -> Stream:
-        return RowStream(self.train, seed=self.seed)
+        return RowStream(self.train, seed=self.seed, head=self.head)
 
     def eval_data(self) -> Stream:
         return RowStream(self.evaluation, seed=0, shuffle=False)
@@ -117,12 +126,15 @@ class TinyTask:
 
     def _suffer(self, ids: list[int]) -> None:
         time.sleep(self.wait_s)
+        if self.preempted:
+            announce_preemption()
         if self.fail_at_id in ids:
             raise ValueError(f"sample {self.fail_at_id} is cursed")
         if self.notes is None:
             return
         held = self.notes / "held"
-        if self.hold_at_id in ids and not held.exists():
+        MET[self.hold_at_id] += self.hold_at_id in ids
+        if MET[self.hold_at_id] == self.hold_at_pass and not held.exists():
             held.write_text(str(os.getpid()))
             time.sleep(HELD_S)
         trace = self.notes.local_path / f"trace-{os.environ['RANK']}-{os.getpid()}.jsonl"
@@ -143,6 +155,16 @@ class TinyTask:
 
     def flops(self, batch: Batch) -> float:
         return 0.0
+
+
+def announce_preemption() -> None:
+    """Replace Ray Train's query in this worker; there is no public way to pretend."""
+    import ray.train
+
+    from heliostat.train import loop
+
+    loop.PREEMPTION_CHECK_S = 0.0
+    ray.train.get_preemption_info = lambda: "soon"
 
 
 def write_rows(location: Location, rows: int, seed: int) -> Location:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import threading
@@ -124,12 +125,15 @@ def meanwhile(action: Callable[[], None]) -> Iterator[None]:
     assert not problems, problems
 
 
-def kill_when_held(notes: Location) -> Callable[[], None]:
-    """Kill the worker that stands still at `hold_at_id` as nothing else can: SIGKILL."""
+def kill_when_held(
+    notes: Location, and_when: Callable[[], object] = lambda: True
+) -> Callable[[], None]:
+    """Kill the worker that stands still at `hold_at_id`, by a signal that nothing can catch."""
     held = notes / "held"
 
     def kill() -> None:
         until(held.exists, "a worker to stand still")
+        until(and_when, "the state to kill it in")
         os.kill(int(held.read_text()), signal.SIGKILL)
 
     return kill
@@ -153,8 +157,6 @@ def trained_ids(notes: Location, starts: Sequence[int], accumulation: int) -> di
         starts: the step that each start of the workers went on from, in order.
         accumulation: micro batches of a rank in a step.
     """
-    import json
-
     by_rank: dict[str, list[Path]] = {}
     traces = sorted(notes.local_path.glob("trace-*"), key=lambda path: path.stat().st_ctime)
     for path in traces:

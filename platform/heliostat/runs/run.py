@@ -12,12 +12,14 @@ only with the config it was started with. The folder holds
     tracker.json     under which id the tracker knows it (`tracker.py`)
 
 and what the job puts there by `artefact`: checkpoints, bundle, report. A `Run` belongs to the
-driver process and is never sent to workers: give those `folder` and `attempt`.
+driver process and is never sent to workers: give those `folder` and `attempt`. Stages of different names
+may be worked on, and metrics logged, in several threads at once.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -58,6 +60,7 @@ class Run:
         self._out = out
         self._lock = opened.lock
         self._record = opened.record
+        self._recording = threading.Lock()
         self._metrics = MetricsLog(self.folder, self.attempt)
         self._trackers = [Tracker(_tracked(out, opened, tracker))] if tracker.enabled else []
         self._is_open = True
@@ -201,11 +204,13 @@ class Run:
             logger.error("run %s: the end could not be recorded: %s", self.id, trouble)
 
     def _note_stage(self, marker: StageMarker) -> None:
-        if self._record.stages.get(marker.name) == marker.time:
-            return
-        stages = {**self._record.stages, marker.name: marker.time}
-        self._record = replace(self._record, stages=stages)
-        write_record(self.folder, self._record)
+        # Stages may be worked on in several threads, and the record is read, changed and written.
+        with self._recording:
+            if self._record.stages.get(marker.name) == marker.time:
+                return
+            stages = {**self._record.stages, marker.name: marker.time}
+            self._record = replace(self._record, stages=stages)
+            write_record(self.folder, self._record)
 
     def _end_trackers(self, metrics: Mapping[str, float], status: Status) -> None:
         for tracker in self._trackers:

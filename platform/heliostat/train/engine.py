@@ -172,17 +172,11 @@ def fp32_weights(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
         # No master: without ZeRO in fp32, or frozen, and then sharded all the same in stage 3.
         with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             yield name, parameter.detach().to("cpu", torch.float32, copy=True)
-    persistent = _persistent_buffers(engine.module)
+    # In every precision DeepSpeed 0.19.8 leaves buffers as the model made them.
+    persistent = engine.module.state_dict().keys()
     for name, buffer in engine.module.named_buffers(remove_duplicate=False):
         if name in persistent:
-            dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype
-            yield name, buffer.detach().to("cpu", dtype, copy=True)
-
-
-def _persistent_buffers(model: nn.Module) -> set[str]:
-    """Names of the buffers that belong to the state dict."""
-    names = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    return names & set(model.state_dict().keys())
+            yield name, buffer.detach().to("cpu", copy=True)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

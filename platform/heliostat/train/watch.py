@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 from heliostat.checkpoint.manifest import committed, tag_of
 from heliostat.config.resources import ResourcesConfig
-from heliostat.errors import HeliostatError, Interrupted, TrainingFailed
+from heliostat.errors import HeliostatError, Interrupted, StorageError, TrainingFailed
 from heliostat.runs.run import Run
 from heliostat.train.failure import Explanation, explain, screen
 from heliostat.train.interrupt import StopRequests
-from heliostat.train.monitor import News, WorkerFailure
+from heliostat.train.monitor import News, Row, WorkerFailure
 from heliostat.train.progress import Progress
 from heliostat.train.spec import FitSpec, Outcome
 
@@ -41,6 +41,7 @@ class Watch:
         self._error: BaseException | None = None
         self._last_step = 0
         self._attempts = 0
+        self._is_log_broken = False
 
     def until_it_ends(self) -> Outcome:
         """Start the training and watch it.
@@ -101,9 +102,20 @@ class Watch:
             logger.warning("%s: %s", self._stage, note)
         for row in news.rows:
             self._last_step = max(self._last_step, int(row["step"]))
-            values = {key: value for key, value in row.items() if key != "step"}
-            self._run.log(values, step=int(row["step"]), stage=self._stage)
+            self._log(row)
         progress.add(news.rows)
+
+    def _log(self, row: Row) -> None:
+        """Log a row in the run; a full disk is no reason to stop what the workers do."""
+        values = {key: value for key, value in row.items() if key != "step"}
+        try:
+            self._run.log(values, step=int(row["step"]), stage=self._stage)
+        except (OSError, StorageError) as error:
+            if not self._is_log_broken:
+                logger.warning("%s: metrics could not be logged (%s)", self._stage, error)
+            self._is_log_broken = True
+        else:
+            self._is_log_broken = False
 
     def _abandon(self) -> None:
         """Nobody will watch any longer: let the workers save and end rather than go on alone."""

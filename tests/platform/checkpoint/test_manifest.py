@@ -67,7 +67,9 @@ def test_when_every_checkpoint_is_damaged_training_does_not_silently_begin_anew(
     checkpoints: Location, commit
 ) -> None:
     (commit(4) / "rank-0.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"every checkpoint .* is damaged.*remove that folder"):
+    with pytest.raises(
+        CheckpointError, match=r"every checkpoint .* is damaged.*remove that folder"
+    ):
         newest(checkpoints)
 
 

@@ -11,13 +11,14 @@ import sys
 import time
 from dataclasses import replace
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 from heliostat.checkpoint.durable import write_file
-from heliostat.checkpoint.manifest import MANIFEST_NAME, committed, read_manifest, to_json
+from heliostat.checkpoint.manifest import MANIFEST_NAME, committed, to_json
 from heliostat.cluster.ray_cluster import worker_environment
 from heliostat.storage import Location, digest
 from tiny_task import write_rows
@@ -33,7 +34,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Location:
 def start(mode: str, folder: Location, rows: Location) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(SAVING), mode, folder.uri, rows.uri],
-        env={**os.environ, **worker_environment(gpu=False)},
+        env={**os.environ, **worker_environment(gpu=False), "LOCAL_RANK": "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -83,7 +84,7 @@ def test_kill_at_any_moment_of_saving_leaves_a_newest_checkpoint_that_loads(
     last, err, code = finish("check", checkpoints, rows)
     assert code == 0, err
     steps = [*resumed, last["resumed"]]
-    assert all(later >= before + 2 for before, later in zip(steps, steps[1:], strict=False))
+    assert all(later >= before + 2 for before, later in pairwise(steps))
     assert len(checkpoints.list()) <= 2, "orphans are collected"
 
 
@@ -95,11 +96,26 @@ class Evil:
         return (os.mkdir, (str(self.marker),))
 
 
-def test_a_pickle_that_would_run_code_is_refused_even_with_a_matching_manifest(
-    checkpoints: Location, rows: Location, tmp_path: Path
-) -> None:
-    _, err, code = finish("once", checkpoints, rows)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, rows: Location) -> Location:
+    """A folder with one real checkpoint."""
+    folder = Location.of(tmp_path_factory.mktemp("saved"))
+    _, err, code = finish("once", folder, rows)
     assert code == 0, err
+    return folder
+
+
+def test_a_manifest_lists_every_file_of_its_folder(saved: Location) -> None:
+    folder, manifest = committed(saved)[-1]
+    listed = {file.name: file.size for file in manifest.files}
+    assert folder.sizes() == {**listed, MANIFEST_NAME: (folder / MANIFEST_NAME).size()}
+
+
+def test_a_pickle_that_would_run_code_is_refused_even_with_a_matching_manifest(
+    saved: Location, rows: Location, tmp_path: Path
+) -> None:
+    checkpoints = Location.of(tmp_path / "attacked")
+    checkpoints.upload(saved.local_path)
     folder, manifest = committed(checkpoints)[-1]
     name = next(file.name for file in manifest.files if "model_states" in file.name)
     marker = tmp_path / "was here"
@@ -144,13 +160,3 @@ def test_on_a_full_disk_the_reason_is_told_and_the_space_given_back(full_disk: P
     with pytest.raises(OSError, match="No space left on device"):
         write_file(full_disk / "x.pt", {"a": torch.zeros(1_000_000)})
     assert list(full_disk.iterdir()) == []
-
-
-def test_a_manifest_lists_every_file_of_its_folder(checkpoints: Location, rows: Location) -> None:
-    _, err, code = finish("once", checkpoints, rows)
-    assert code == 0, err
-    folder = checkpoints / "step-00000001"
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    listed = {file.name: file.size for file in manifest.files}
-    assert folder.sizes() == {**listed, MANIFEST_NAME: (folder / MANIFEST_NAME).size()}

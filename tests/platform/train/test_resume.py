@@ -1,0 +1,152 @@
+"""A training that was killed or stopped ends as if it had never been."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from dataclasses import replace
+
+import pytest
+from trainings import (
+    CONFIG,
+    STEPS,
+    TRAIN_ROWS,
+    ZERO,
+    Trainings,
+    kill_when_held,
+    losses,
+    meanwhile,
+    saved_steps,
+    signal_when,
+    steps_of,
+    trained_ids,
+)
+
+from heliostat.errors import Interrupted
+from heliostat.storage import Location
+from heliostat.train.config import CheckpointConfig
+from tiny_task import TinyTask
+
+SHARDED = replace(CONFIG, zero=ZERO[2])
+
+
+def expected_ids(task: TinyTask, step: int) -> set[int]:
+    positions = range((step - 1) * CONFIG.batch, step * CONFIG.batch)
+    return {int(sample["id"]) for sample in task.train_data().samples(list(positions))}
+
+
+def id_at(task: TinyTask, step: int, index: int) -> int:
+    """The id of a sample of a step; sample i of a step is on worker i mod 2."""
+    return int(task.train_data().samples([(step - 1) * CONFIG.batch + index])[0]["id"])
+
+
+@pytest.mark.parametrize(
+    ("config", "reference_is_cached"),
+    [
+        pytest.param(replace(SHARDED, micro_batch=3), True, id="ZeRO 2"),
+        pytest.param(replace(CONFIG, zero=ZERO[3]), False, id="ZeRO 3", marks=pytest.mark.slow),
+    ],
+)
+def test_after_kill_9_inside_an_accumulation_window_every_loss_is_bit_equal(
+    train: Trainings,
+    trained,
+    tiny_task: TinyTask,
+    tmp_path,
+    caplog,
+    config,
+    reference_is_cached: bool,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    accumulation = config.batch // config.micro_batch // 2
+    # The last sample of worker 1 in step 7 is in its last micro batch.
+    held = id_at(tiny_task, 7, CONFIG.batch - 1)
+    task = replace(tiny_task, hold_at_id=held, notes=Location.of(tmp_path / "notes"))
+    assert task.notes is not None
+    folder = train.folder("r", task)
+    with meanwhile(kill_when_held(task.notes, and_when=lambda: 4 in saved_steps(folder))):
+        result = train(task, config, workers=2, run="r")
+    reference = trained(config, workers=2)
+    assert losses(result) == losses(reference)
+    assert result.metrics == reference.metrics
+    assert steps_of(result) == list(range(1, STEPS + 1))
+    assert result.outcome.attempts == 2
+    assert "goes on from step-00000004" in caplog.text
+    seen = trained_ids(task.notes, [0, 4], accumulation)
+    assert seen == {step: expected_ids(tiny_task, step) for step in range(1, STEPS + 1)}
+    counted = sum(row["tokens_per_s"] * row["step_s"] for row in result.history() if "loss" in row)
+    assert counted == pytest.approx(reference.outcome.counts["tokens"], rel=0.01)
+
+
+def stop_at(step: int, train: Trainings, task: TinyTask, config, workers: int, run: str) -> int:
+    """Train until a checkpoint of `step` is committed, press Ctrl-C, and tell where it stopped."""
+    folder = train.folder(run, task)
+
+    def is_saved() -> bool:
+        return any(saved >= step for saved in saved_steps(folder))
+
+    with (
+        meanwhile(signal_when(is_saved, signal.SIGINT, f"step {step} to be saved")),
+        pytest.raises(Interrupted, match=r"was stopped at step \d+ of 20, and saved"),
+    ):
+        train(task, config, workers=workers, run=run)
+    return saved_steps(folder)[-1]
+
+
+@pytest.mark.parametrize(
+    "stage", [3, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_stopped_on_2_workers_gone_on_with_on_1_then_3_the_losses_are_those_of_one_start(
+    train: Trainings, trained, tiny_task: TinyTask, tmp_path, stage: int
+) -> None:
+    notes = Location.of(tmp_path / "notes")
+    task = replace(tiny_task, wait_s=0.05, notes=notes)
+    config = replace(CONFIG, zero=ZERO[stage])
+    first = stop_at(4, train, task, config, 2, "r")
+    second = stop_at(first + 4, train, task, config, 1, "r")
+    result = train(task, config, workers=3, run="r")
+    reference = trained(replace(CONFIG, micro_batch=12))
+    assert 4 <= first < second < STEPS
+    assert losses(result) == pytest.approx(losses(reference), abs=1e-5)
+    assert result.metrics["loss"] == pytest.approx(reference.metrics["loss"], abs=1e-5)
+    assert steps_of(result) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_stopped_at_the_last_step_of_an_epoch_the_next_epoch_begins_where_it_should(
+    train: Trainings, trained, tiny_task: TinyTask, tmp_path
+) -> None:
+    """The batch is a divisor of the epoch here, so that a step ends exactly with an epoch."""
+    last = TRAIN_ROWS // CONFIG.batch
+    even = replace(tiny_task, head=last * CONFIG.batch)
+    config = replace(CONFIG, checkpoint=CheckpointConfig(every=last))
+    held = int(even.train_data().samples([last * CONFIG.batch])[0]["id"])
+    notes = Location.of(tmp_path / "notes")
+    task = replace(even, hold_at_id=held, hold_at_pass=2, notes=notes)
+    folder = train.folder("r", task)
+    with meanwhile(kill_when_held(notes, and_when=lambda: last in saved_steps(folder))):
+        result = train(task, config, run="r")
+    reference = train(even, config, run="reference")
+    assert losses(result) == losses(reference)
+    seen = trained_ids(notes, [0, last], config.batch // config.micro_batch)
+    second_epoch = set().union(*(seen[step] for step in range(last + 1, 2 * last + 1)))
+    assert second_epoch == set().union(*(seen[step] for step in range(1, last + 1)))
+
+
+def test_a_truncated_newest_checkpoint_is_passed_over_and_said_so(
+    train: Trainings, trained, tiny_task: TinyTask, caplog
+) -> None:
+    caplog.set_level(logging.WARNING)
+    task = replace(tiny_task, wait_s=0.02, dropout=0.1)
+    stopped = stop_at(8, train, task, CONFIG, 1, "r")
+    folder = train.folder("r", task) / "checkpoints"
+    newest = folder / f"step-{stopped:08d}"
+    file = next(file for file in newest.list() if "model_states" in file.name)
+    file.write_bytes(file.read_bytes()[:-100])
+    (folder / "step-00000019" / "half.pt").write_bytes(b"an orphan")
+    before = saved_steps(train.folder("r", task))[-2]
+    result = train(task, CONFIG, run="r")
+    assert f"checkpoint {newest.name} is damaged" in caplog.text
+    assert f"goes on from step-{before:08d}" in caplog.text
+    assert "removed unfinished checkpoints: step-00000019" in caplog.text
+    assert losses(result) == losses(trained(CONFIG, dropout=0.1))
+    assert result.metrics == trained(CONFIG, dropout=0.1).metrics
