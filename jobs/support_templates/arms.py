@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
+import pyarrow.compute as pc
 
 from heliostat.data.table import Table
 from heliostat.runs.run import Run
@@ -60,10 +61,11 @@ def classical_arms(
     return arms
 
 
-def recent_template_ids(conversations: Conversations, as_of: datetime) -> frozenset[str]:
+def recent_template_ids(conversations: Conversations) -> frozenset[str]:
     """Templates introduced in the 30 days before the data end."""
     introduced = {key: value.introduced_at for key, value in conversations.templates.items()}
-    return frozenset(recent_templates(introduced, as_of=as_of))
+    newest: datetime = pc.max(conversations.redacted.column("started_at")).as_py()
+    return frozenset(recent_templates(introduced, as_of=newest))
 
 
 def _texts(redacted: Table, samples: Location, last_only: bool) -> list[str]:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from heliostat.config.int_range import IntRange
@@ -177,7 +176,7 @@ def _classical(
     run: Run, seed: Seed, labelled: dict[tuple[int, int, bool], Labelled]
 ) -> list[Measurement]:
     measured = []
-    recent = recent_template_ids(seed.conversations, datetime.now(UTC))
+    recent = recent_template_ids(seed.conversations)
     for budget in seed.config.claim.label_budgets:
         samples = labelled[seed.seed, budget, False]
         for arm in classical_arms(seed.config, run, seed.conversations, samples, recent):

@@ -6,8 +6,6 @@ Language Models", arXiv 2405.15765. The whole job is `run`, from raw cases to a 
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from heliostat.cluster.fit_plan import FitPlan
 from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
@@ -35,7 +33,7 @@ def run(config: Config, run: Run) -> RunSummary:
     base = open_base(config, run)
     adapted = adapt(config, run, base, conversations)
     labelled = label(config, run, base, conversations, config.dft)
-    recent = recent_template_ids(conversations, datetime.now(UTC))
+    recent = recent_template_ids(conversations)
 
     arms = classical_arms(config, run, conversations, labelled, recent)
     if config.encoder.enabled:

@@ -119,11 +119,15 @@ def _convert(folder: Path, decoder: DecoderConfig, cache: Location) -> Location:
 
 
 def _tensors(files: list[Path]) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
-        tensors |= load_file(file)
+        try:
+            tensors |= load_file(file)
+        except SafetensorError as error:
+            raise DataError(f"{file} is damaged or no safetensors file: {error}") from error
     return tensors
 
 

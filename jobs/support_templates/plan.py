@@ -56,15 +56,18 @@ def plan(config: Config) -> list[FitPlan]:
         seed=config.seed,
         max_tokens=config.dft.context.max_tokens,
     )
-    dft = FitPlan(
-        name="dft",
-        task=classifier,
-        fit=config.dft.fit,
-        resources=config.resources,
-        samples_per_epoch=config.dft.label_budget,
-        tokens_per_sample=config.dft.context.max_tokens,
-    )
-    return [*fits, dft]
+    tunings = [
+        FitPlan(
+            name=name,
+            task=classifier,
+            fit=config.dft.fit,
+            resources=config.resources,
+            samples_per_epoch=config.dft.label_budget,
+            tokens_per_sample=config.dft.context.max_tokens,
+        )
+        for name in (("dft-general", "dft") if config.compare else ("dft",))
+    ]
+    return [*fits, *tunings]
 
 
 def planned_decoder(config: Config) -> DecoderConfig:

@@ -98,6 +98,9 @@ def write_report(
         "the first five suggested. No case of the test side was seen in any training."
     )
     report.table(*accuracy_table(arms), caption=skipped_sentence(best))
+    tuned = [f"{arm.name}: {arm.note}" for arm in arms if arm.note]
+    if tuned:
+        report.text(f"Chosen on validation: {'; '.join(tuned)}.")
     report.figure(
         plot_bars(
             {arm.name: _percentages(arm.evaluation) for arm in arms},
