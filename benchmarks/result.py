@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ class Measure:
 
 def options(text: str, *, pairs: int) -> argparse.ArgumentParser:
     """The command line of a benchmark: its docstring and `--pairs`."""
+    # A benchmark that is told to stop must end the processes that it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -46,9 +46,8 @@ def rendered_into(text: str, table: str) -> str:
 
 def table(results: Path) -> str:
     """All results as a Markdown table, and where and when each was measured."""
-    found = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))
-    ]
+    files = sorted(results.glob("*.json"))
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     rows = [row(measure) for result in found for measure in result["measures"]]
     notes = [note(result) for result in found]
     return HEAD + "".join(rows) + "\n" + "".join(notes)
@@ -71,9 +70,10 @@ def note(result: dict[str, Any]) -> str:
     """Machine, versions and date of one result."""
     machine, versions = result["machine"], result["versions"]
     libraries = ", ".join(f"{name} {number}" for name, number in versions.items())
+    load = machine["load_1_minute_at_the_end"]
     return (
-        f"- `{result['name']}`: `{result['command']}`, {result['date'][:10]}, {machine['cores']} "
-        f"cores of {machine['processor']}, load {machine['load_1_minute_at_the_end']}; {libraries}\n"
+        f"- `{result['name']}`: `{result['command']}`, {result['date'][:10]}, "
+        f"{machine['cores']} cores of {machine['processor']}, load {load}; {libraries}\n"
     )
 
 

@@ -26,14 +26,10 @@ def note(event):
 class Watcher(importlib.abc.MetaPathFinder):
     """Finds the watched libraries as usual, and notes when their import has ended."""
 
-    def __init__(self):
-        self.seen = set()
-
     def find_spec(self, name, path, target=None):
         """The usual spec, with a loader that notes the end of the import."""
-        if name not in WATCHED or name in self.seen:
+        if name not in WATCHED:
             return None
-        self.seen.add(name)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module

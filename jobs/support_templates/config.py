@@ -89,7 +89,7 @@ class GeneralStage:
 
     training: LanguageModelStage = field(default_factory=LanguageModelStage)
     """The training on it."""
-    max_characters: int | None = None
+    max_characters: int | None = 6_000_000
     """Stop collecting text after this many characters; null: all there is."""
 
 

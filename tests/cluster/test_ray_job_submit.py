@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -40,10 +41,22 @@ TINY = (
     "dapt.fit.steps=12",
     "dapt.fit.checkpoint.every=2",
     "dft.label_budget=300",
-    "dft.fit.epochs=1",
+    "dft.fit.epochs=4",
     "compare=false",
     "tracker.enabled=false",
 )
+HOLD = """
+import signal, sys, ray
+
+def stop(number, frame):
+    print("saved", flush=True)
+    sys.exit(130)
+
+ray.init(log_to_driver=False)
+signal.signal(signal.SIGTERM, stop)
+print("holding", flush=True)
+signal.pause()
+"""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
@@ -156,16 +169,16 @@ def test_a_run_that_lost_a_worker_and_two_drivers_ends_as_if_nothing_had_happene
     wait_for(lambda: running(first) and has_checkpoint(folder, "dapt"), 900, "a first checkpoint")
     killed = kill_a_worker(head)
     wait_for(lambda: running(first) and replaced(head, killed), 300, "a new worker")
-    driver = psutil.Process(json.loads((folder / "lock.json").read_text())["pid"])
-    driver.send_signal(signal.SIGKILL)
+    driver_of(folder).send_signal(signal.SIGKILL)
     assert first.process.wait(300) == 1
     assert "failed" in first.text
 
     second = head.start_submission(checkout, entrypoint)
     wait_for(lambda: running(second) and has_checkpoint(folder, "dft"), 900, "a checkpoint of dft")
-    stop_as_a_pod_is_stopped(head)
+    driver_of(folder).send_signal(signal.SIGTERM)
     assert second.process.wait(300) == 1
-    assert "interrupted" in second.text
+    assert "exit code 130" in second.text
+    assert re.search(r"stopped at step \d+ of \d+ of dft, and saved", second.text)
 
     third = head.submit(checkout, entrypoint)
     assert third.process.returncode == 0, third.text
@@ -192,12 +205,27 @@ def replaced(head: RayHead, killed: set[int]) -> bool:
     return bool({worker.pid for worker in head.training_workers()} - killed)
 
 
-def stop_as_a_pod_is_stopped(head: RayHead) -> None:
-    """The preStop hook of the head pod."""
-    command = [sys.executable, str(PRESTOP), "head", "--dashboard", head.dashboard]
+def driver_of(folder: Path) -> psutil.Process:
+    """The process that holds the lock of a run."""
+    return psutil.Process(json.loads((folder / "lock.json").read_text())["pid"])
+
+
+def test_the_head_asks_drivers_to_save_before_it_is_stopped(head: RayHead, home: Path) -> None:
+    """The preStop hook of the head pod; the job counts as failed, so that a RayJob tries again."""
+    folder = home / "holding" / "code"
+    folder.mkdir(parents=True)
+    (folder / "hold.py").write_text(HOLD)
+    submission = head.start_submission(folder, ["python", "hold.py"])
+    wait_for(lambda: running(submission) and "holding" in submission.text, 300, "the driver")
     subprocess.run(
-        [*command, "--seconds", "120"], env=dict(head.environment), check=True, timeout=180
+        [sys.executable, str(PRESTOP), "head", "--dashboard", head.dashboard, "--seconds", "60"],
+        env=dict(head.environment),
+        check=True,
+        timeout=180,
     )
+    assert submission.process.wait(60) == 1
+    assert "saved" in submission.text
+    assert "exit code 130" in submission.text
 
 
 def test_a_worker_node_empties_itself_before_it_is_stopped(home: Path) -> None:

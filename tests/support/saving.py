@@ -2,8 +2,8 @@
 
 `python saving.py MODE FOLDER ROWS`: `forever` saves until it is killed, going on from the newest
 checkpoint of the folder and proving that it loaded; `once` saves one and ends; `check` only loads;
-`time` compares the stand-still of a blocking save with ours on 100 MB of state. One line of JSON on
-standard output says what happened.
+`time` compares the stand-still of a blocking save with ours on 100 MB of state; `all` saves one for
+every ZeRO stage and precision. One line of JSON on standard output says what happened.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from heliostat.checkpoint.retention import collect_orphans
 from heliostat.checkpoint.writer import CheckpointWriter, WriterPlace
 from heliostat.data.reader import batch_plan
 from heliostat.storage import Location
-from heliostat.train.config import FitConfig
+from heliostat.train.config import FitConfig, ZeroConfig
 from heliostat.train.engine import build_engine
 from tiny_task import TinyTask
 
@@ -37,11 +37,11 @@ def manifest_at(step: int) -> Manifest:
     return Manifest(FORMAT, tag_of(step), state, 1, 0, "fp32", "abc", "f", {}, [])
 
 
-def make_engine(mode: str, rows: Location):
-    store = tempfile.mktemp(prefix="heliostat-store-")
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+def make_engine(mode: str, rows: Location, stage: int = 0, precision: str = "fp32"):
     task = TinyTask(train=rows, evaluation=rows, width=WIDTH.get(mode, 256))
-    config = FitConfig(batch=2, micro_batch=2, steps=10)
+    config = FitConfig(
+        batch=2, micro_batch=2, steps=10, precision=precision, zero=ZeroConfig(stage=stage)
+    )
     engine = build_engine(task, task.model(), config, batch_plan(2, 2, 1), universal=False)
     batch = task.collate(task.train_data().samples([0, 1]))
     engine.backward(task.loss(engine, batch)["lm"].total)
@@ -112,7 +112,22 @@ def compare(engine, folder: Location) -> dict[str, float]:
     return {"blocking_s": min(blocking), "stalled_s": min(stalls), "bytes": size}
 
 
+def save_all(folder: Location, rows: Location) -> None:
+    for stage in range(4):
+        for precision in ("fp32", "bf16"):
+            engine = make_engine("all", rows, stage, precision)
+            writer = writer_for(folder / f"{stage}-{precision}")
+            writer.save(engine, manifest_at(1), random_state())
+            failure = writer.settle(lambda flag: flag)
+            assert failure is None, failure
+
+
 def main(mode: str, folder: Location, rows: Location) -> None:
+    store = tempfile.mktemp(prefix="heliostat-store-")
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    if mode == "all":
+        save_all(folder, rows)
+        return
     engine = make_engine(mode, rows)
     if mode == "time":
         print(json.dumps(compare(engine, folder)), flush=True)

@@ -7,6 +7,7 @@ takes rows r, r + n, ... and the driver puts them back in order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from heliostat.cluster.ray_cluster import worker_environment
-from heliostat.config.resources import ResourcesConfig
+from heliostat.config.resources import ONE, ResourcesConfig
 from heliostat.data.stream import Sample, Stream
+from heliostat.errors import DataError
 from heliostat.storage import Location
 from heliostat.train.engine import to_device
 from heliostat.train.task import Batch
@@ -49,6 +51,8 @@ def predict(
 ) -> NDArray[np.float32]:
     """One output row for each row of the stream's first epoch, in its order.
 
+    Raises `InfeasibleError` when the cluster can never hold one worker, `DataError` without rows.
+
     Args:
         task: builds the model and collates; picklable.
         output: what to keep of a batch, [B, ...]; picklable, usually a method of the task.
@@ -59,7 +63,13 @@ def predict(
     """
     import ray
 
-    workers = max(1, min(resources.workers.high, -(-stream.epoch_size // batch_size)))
+    from heliostat.cluster.feasibility import ResourceRequest, read_cluster, require_feasible
+
+    if stream.epoch_size == 0:
+        raise DataError("there is nothing to predict: the stream has no rows")
+    one = replace(resources, workers=ONE)
+    require_feasible(ResourceRequest.of(one), read_cluster())
+    workers = min(resources.workers.high, -(-stream.epoch_size // batch_size))
     share = ray.remote(
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,

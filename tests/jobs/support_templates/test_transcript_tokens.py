@@ -6,7 +6,7 @@ import json
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -69,6 +69,7 @@ def column(cases: list[list[Message]]) -> pa.ListArray:
 @pytest.mark.parametrize(
     "codec", [OURS, NEOX, SMOLLM, WHOLE_LINES], ids=["ours", "neox", "smollm", "whole lines"]
 )
+@settings(deadline=None)
 @given(cases=cases)
 def test_tokens_are_those_of_the_whole_transcript(
     codec: TextCodec, cases: list[list[Message]]

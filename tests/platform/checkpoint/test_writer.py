@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from heliostat.checkpoint.durable import write_file
 from heliostat.checkpoint.manifest import MANIFEST_NAME, committed, to_json
+from heliostat.checkpoint.safe_load import deepspeed_types
 from heliostat.cluster.ray_cluster import worker_environment
 from heliostat.storage import Location, digest
 from tiny_task import write_rows
@@ -133,6 +135,28 @@ def test_a_pickle_that_would_run_code_is_refused_even_with_a_matching_manifest(
     assert code != 0
     assert "Weights only load failed" in err
     assert not marker.exists()
+
+
+def test_checkpoints_of_every_kind_hold_no_class_but_those_allowed_by_name(
+    tmp_path: Path, rows: Location
+) -> None:
+    """When an upgrade of DeepSpeed adds one, it is noticed here and not on a resume."""
+    _, err, code = finish("all", Location.of(tmp_path), rows)
+    assert code == 0, err
+    files = list(tmp_path.rglob("*.pt"))
+    assert len(files) >= 2 * 8
+    found = {name for file in files for name in get_unsafe_globals_in_checkpoint(file)}
+    allowed = {f"{kind.__module__}.{kind.__qualname__}" for kind in deepspeed_types()}
+    assert found <= allowed
+
+
+def test_the_private_names_of_deepspeed_that_are_replaced_still_exist() -> None:
+    import deepspeed.ops
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
+    assert callable(DeepSpeedEngine._copy_recovery_script)
+    assert callable(DeepSpeedEngine._create_zero_checkpoint_files)
 
 
 @pytest.mark.slow
