@@ -105,10 +105,18 @@ def reshard(parent: Path, tag: str, scratch: Path, is_first_on_node: bool) -> Pa
 
 def load(engine: Any, parent: Path, tag: str) -> None:
     """Load model, optimiser and loss scale into a fresh engine. Called by all ranks."""
+    options = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in engine.optimizer.param_groups
+    ]
     with allow_deepspeed_types():
         path, _ = engine.load_checkpoint(str(parent), tag=tag, load_lr_scheduler_states=False)
     if path is None:
         raise CheckpointError(f"DeepSpeed found no checkpoint {tag} in {parent}")
+    # From the universal format, stage 3 gives every group the options of the first, weight decay
+    # included (deepspeed 0.19.8); they are the config's, which is the same as when it was saved.
+    for group, own in zip(engine.optimizer.param_groups, options, strict=True):
+        group.update(own)
 
 
 def random_state() -> dict[str, Any]:

@@ -12,8 +12,8 @@ only with the config it was started with. The folder holds
     tracker.json     under which id the tracker knows it (`tracker.py`)
 
 and what the job puts there by `artefact`: checkpoints, bundle, report. A `Run` belongs to the
-driver process and is never sent to workers: give those `folder` and `attempt`. Stages of different names
-may be worked on, and metrics logged, in several threads at once.
+driver process and is never sent to workers: give those `folder` and `attempt`. Stages of different
+names may be worked on, and metrics logged, in several threads at once.
 """
 
 from __future__ import annotations

@@ -99,7 +99,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
                 "a checkpoint",
             )
             # A terminal sends Ctrl-C to every process of the foreground group.
-            os.killpg(process.pid, number)
+            send = os.killpg if number == signal.SIGINT else os.kill
+            send(process.pid, number)
 
         return disturb
 

@@ -89,17 +89,17 @@ def test_a_loss_that_is_not_a_number_stops_names_the_samples_and_keeps_the_last_
     train: Trainings, tiny_task: TinyTask, caplog
 ) -> None:
     caplog.set_level(logging.WARNING)
-    # The last sample of the fourth micro batch of step 10: the very step that is saved at.
-    poison = id_at(tiny_task, 10, 7)
+    # The last sample of the fourth micro batch of step 6: the very step that is saved at.
+    poison = id_at(tiny_task, 6, 7)
     task = replace(tiny_task, poison_id=poison)
     with pytest.raises(TrainingFailed) as caught:
         train(task, OFTEN, run="r")
     text = str(caught.value)
-    neighbour = id_at(tiny_task, 10, 6)
-    assert "the loss of step 10 is not finite (lm=nan)" in text
+    neighbour = id_at(tiny_task, 6, 6)
+    assert "the loss of step 6 is not finite (lm=nan)" in text
     assert f"worker 0 had samples {neighbour}, {poison}" in text
-    assert text.endswith("step-00000008.")
-    assert saved_steps(train.folder("r", task)) == [6, 8]
+    assert text.endswith("step-00000004.")
+    assert saved_steps(train.folder("r", task)) == [2, 4]
     assert "Traceback" not in text
     assert "goes on from" not in caplog.text, "it was not tried again"
 
