@@ -69,9 +69,9 @@ class Watch:
         return self._outcome
 
     def _fit(self) -> None:
-        from heliostat.train.ray_train import run_workers
-
         try:
+            from heliostat.train.ray_train import run_workers
+
             self._outcome = run_workers(self._spec, self._resources, self._run.id, self._stage)
         except BaseException as error:
             self._error = error
