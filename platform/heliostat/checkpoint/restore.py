@@ -105,18 +105,31 @@ def reshard(parent: Path, tag: str, scratch: Path, is_first_on_node: bool) -> Pa
 
 def load(engine: Any, parent: Path, tag: str) -> None:
     """Load model, optimiser and loss scale into a fresh engine. Called by all ranks."""
-    options = [
-        {name: value for name, value in group.items() if name != "params"}
-        for group in engine.optimizer.param_groups
-    ]
+    settings = [_settings(group) for group in engine.optimizer.param_groups]
     with allow_deepspeed_types():
         path, _ = engine.load_checkpoint(str(parent), tag=tag, load_lr_scheduler_states=False)
     if path is None:
         raise CheckpointError(f"DeepSpeed found no checkpoint {tag} in {parent}")
-    # From the universal format, stage 3 gives every group the options of the first, weight decay
-    # included (deepspeed 0.19.8); they are the config's, which is the same as when it was saved.
-    for group, own in zip(engine.optimizer.param_groups, options, strict=True):
+    _mend_optimizer(engine, settings)
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """What the config says of a parameter group."""
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def _mend_optimizer(engine: Any, settings: list[dict[str, Any]]) -> None:
+    """Undo what DeepSpeed 0.19.8 does to the optimiser when it loads ZeRO-3's universal format.
+
+    It gives every group the settings of the first, so that biases would decay, and all parameters
+    one tensor as their step count, which torch's optimisers would then raise many times a step.
+    """
+    for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
         group.update(own)
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
 
 
 def random_state() -> dict[str, Any]:

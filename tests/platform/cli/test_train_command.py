@@ -42,7 +42,7 @@ def test_a_run_prints_its_table_and_last_where_the_bundle_is(
     ]
     text = "\n".join(lines)
     assert "Example on [bold]nothing[/bold]" in text
-    assert "0.2500" in text
+    assert "0.25" in text
     assert "A note." in text
     assert len(lines) < 40
 
@@ -114,7 +114,7 @@ def test_runs_can_be_listed_shown_and_compared(
     assert "one" in text
     assert "finished" in text
     assert main(["runs", "show", "one"]) == 0
-    assert "0.2500" in capsys.readouterr().out
+    assert "0.25" in capsys.readouterr().out
     assert main(["runs", "compare", "one", "two"]) == 0
     compared = capsys.readouterr().out
     assert "seed" in compared

@@ -20,14 +20,16 @@ from trainings import (
     signal_when,
     steps_of,
     trained_ids,
+    until,
 )
 
+from heliostat.config.int_range import IntRange
+from heliostat.config.resources import ResourcesConfig
 from heliostat.errors import Interrupted
 from heliostat.storage import Location
 from heliostat.train.config import CheckpointConfig
+from heliostat.train.fit import fit
 from tiny_task import TinyTask
-
-SHARDED = replace(CONFIG, zero=ZERO[2])
 
 
 def expected_ids(task: TinyTask, step: int) -> set[int]:
@@ -41,10 +43,10 @@ def id_at(task: TinyTask, step: int, index: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("config", "reference_is_cached"),
+    "config",
     [
-        pytest.param(replace(SHARDED, micro_batch=3), True, id="ZeRO 2"),
-        pytest.param(replace(CONFIG, zero=ZERO[3]), False, id="ZeRO 3", marks=pytest.mark.slow),
+        pytest.param(replace(CONFIG, micro_batch=3, zero=ZERO[2]), id="ZeRO 2"),
+        pytest.param(replace(CONFIG, zero=ZERO[3]), id="ZeRO 3", marks=pytest.mark.slow),
     ],
 )
 def test_after_kill_9_inside_an_accumulation_window_every_loss_is_bit_equal(
@@ -54,7 +56,6 @@ def test_after_kill_9_inside_an_accumulation_window_every_loss_is_bit_equal(
     tmp_path,
     caplog,
     config,
-    reference_is_cached: bool,
 ) -> None:
     caplog.set_level(logging.WARNING)
     accumulation = config.batch // config.micro_batch // 2
@@ -150,3 +151,39 @@ def test_a_truncated_newest_checkpoint_is_passed_over_and_said_so(
     assert "removed unfinished checkpoints: step-00000019" in caplog.text
     assert losses(result) == losses(trained(CONFIG, dropout=0.1))
     assert result.metrics == trained(CONFIG, dropout=0.1).metrics
+
+
+@pytest.mark.slow
+def test_an_elastic_training_goes_on_with_more_workers_when_there_is_room(
+    train: Trainings, trained, tiny_task: TinyTask, tmp_path, caplog
+) -> None:
+    import ray
+
+    caplog.set_level(logging.WARNING)
+    notes = Location.of(tmp_path / "notes")
+    task = replace(tiny_task, hold_at_id=id_at(tiny_task, 7, 11), notes=notes)
+    elastic = ResourcesConfig(workers=IntRange(1, 2), cpus_per_worker=2)
+    folder = train.folder("r", task)
+    # Takes half of the cluster, so that one worker fits; gone when that worker is killed.
+    tenant = ray.remote(num_cpus=2)(Tenant).remote()
+    ray.get(tenant.ready.remote())
+
+    def make_room() -> None:
+        until(lambda: 4 in saved_steps(folder), "a checkpoint")
+        ray.kill(tenant)
+        kill_when_held(notes)()
+
+    with train.run("r") as run, meanwhile(make_room):
+        result = fit(task, replace(CONFIG, zero=ZERO[1]), run=run, resources=elastic)
+    assert "goes on from step-00000004, on 2 workers" in caplog.text
+    assert losses(result) == pytest.approx(
+        losses(trained(replace(CONFIG, micro_batch=12))), abs=1e-5
+    )
+    assert steps_of(result) == list(range(1, STEPS + 1))
+
+
+class Tenant:
+    """Somebody else on the cluster."""
+
+    def ready(self) -> bool:
+        return True
