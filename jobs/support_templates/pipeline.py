@@ -31,7 +31,7 @@ from heliostat.train.predict import Predictor, predict
 from heliostat.train.task import Batch
 from jobs.support_templates.config import ClassifierStage, Config, LanguageModelStage
 from jobs.support_templates.data.rows import Template
-from jobs.support_templates.data.schema import read_templates
+from jobs.support_templates.data.schema import read_templates, refuse_repeated_cases
 from jobs.support_templates.data.sim_config import POOLS
 from jobs.support_templates.evaluation import (
     Evaluation,
@@ -143,6 +143,8 @@ def open_conversations(config: Config, run: Run) -> Conversations:
     else:
         assert data.templates is not None
         sources = [(Location.of(data.cases), rule)]
+        # Chunks are read apart from each other, so none of them could notice.
+        refuse_repeated_cases(Location.of(data.cases))
         templates = read_templates(Location.of(data.templates))
     redacted = redact_cases(
         sources,

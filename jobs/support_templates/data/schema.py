@@ -42,6 +42,7 @@ __all__ = [
     "parquet_files",
     "read_cases",
     "read_templates",
+    "refuse_repeated_cases",
     "write_cases",
     "write_rows",
     "write_templates",
@@ -180,6 +181,21 @@ def parquet_files(location: Location) -> list[Location]:
     if not files:
         raise DataError(f"{location.uri} holds no *.parquet file; expected at least one")
     return files
+
+
+def refuse_repeated_cases(location: Location) -> None:
+    """Read the ids alone; `DataError` names both rows when a case id is used twice."""
+    seen = CaseIds()
+    for file in parquet_files(location):
+        row = 1
+        with opened_parquet(file) as reader:
+            if "case_id" not in reader.schema_arrow.names:
+                continue  # reading the rows refuses the file, and says more about it
+            for batch in reader.iter_batches(batch_size=BATCH_CASES, columns=["case_id"]):
+                ids = [str(one) for one in batch.column(0).to_pylist()]
+                for position in seen.add(ids):
+                    _refuse_repeated(location, file, row + position, ids[position])
+                row += len(ids)
 
 
 def _batches(file: Location, columns: tuple[Column, ...]) -> Iterator[pa.RecordBatch]:
