@@ -1,8 +1,9 @@
 """Quote measured figures in the documentation: `make docs`.
 
 Everything between `<!-- claim:begin -->` and `<!-- claim:end -->` of `docs/JOB.md` is written from
-`docs/claims/JOB.json`, which `heliostat claim JOB` wrote, and the block `output` of the README from
-`docs/claims/make_run.txt`. A test holds that nothing was edited by hand.
+`docs/claims/JOB.json`, which `heliostat claim JOB` wrote; the block `claim-DATA` from the
+`claim.json` of a run on other data, kept as `docs/claims/JOB-DATA.json`; and the block `output` of
+the README from `docs/claims/make_run.txt`. A test holds that nothing was edited by hand.
 """
 
 from __future__ import annotations
@@ -62,10 +63,13 @@ def replaced(text: str, name: str, block: str) -> str:
 
 def rendered() -> dict[Path, str]:
     """What every page with quoted figures should say."""
-    pages = {}
+    pages: dict[Path, str] = {}
     for file in sorted((ROOT / "docs" / "claims").glob("*.json")):
-        page = ROOT / "docs" / f"{file.stem}.md"
-        pages[page] = replaced(page.read_text(), "claim", claim_block(json.loads(file.read_text())))
+        job, _, data = file.stem.partition("-")
+        page = ROOT / "docs" / f"{job}.md"
+        text = pages.get(page, page.read_text())
+        block = claim_block(json.loads(file.read_text()))
+        pages[page] = replaced(text, f"claim-{data}" if data else "claim", block)
     output = ROOT / "docs" / "claims" / "make_run.txt"
     if output.exists():
         readme = ROOT / "README.md"

@@ -30,11 +30,13 @@ from jobs.support_templates.claim_report import write_claim_report
 from jobs.support_templates.config import ClassifierStage, Config
 from jobs.support_templates.evaluation import Evaluation
 from jobs.support_templates.pipeline import (
+    RANDOM_WEIGHTS,
     Base,
     Conversations,
     Labelled,
     adapt,
     fine_tune,
+    general_documents,
     label,
     open_base,
     open_conversations,
@@ -86,18 +88,21 @@ def claim(config: Config, run: Run) -> RunSummary:
     began = time.monotonic()
     config = _one_worker(config)
     # The general text is shared: prepared before anything runs in parallel.
+    if config.model.source == RANDOM_WEIGHTS:
+        general_documents(config, run)
     prepared = [with_seed(config, seed) for seed in config.claim.seeds]
-    conversations = [open_conversations(one, run) for one in prepared]
     with ThreadPoolExecutor(config.claim.parallel, thread_name_prefix="claim") as pool:
-        first, *others = zip(prepared, conversations, strict=True)
-        seeds = [_pretrain(run, *first)]
-        seeds += pool.map(lambda entry: _pretrain(run, *entry), others)
+        *seeds, small = pool.map(
+            lambda entry: _pretrain(run, *entry),
+            [*((one, f"s{one.seed}-") for one in prepared), (_smaller(prepared[0]), "small-")],
+        )
         measured = _measure_all(run, seeds, pool)
-        points = _scaling_points(run, seeds[0], pool)
+        points = _scaling_points(run, (seeds[0], small), pool)
     figures = [figure for group in measured for figure in group]
-    for seed, talks in zip(prepared, conversations, strict=True):
-        figures.append(Measurement("redaction", seed.seed, redaction_figures(seed, run, talks)))
-    inputs = inputs_of(config, seeds[0].base, conversations[0])
+    for seed in seeds:
+        recalls = redaction_figures(seed.config, run, seed.conversations)
+        figures.append(Measurement("redaction", seed.seed, recalls))
+    inputs = inputs_of(config, seeds[0].base, seeds[0].conversations)
     result = ClaimResult(
         job="support_templates",
         statement=STATEMENT,
@@ -124,10 +129,8 @@ def claim(config: Config, run: Run) -> RunSummary:
     )
 
 
-def _pretrain(
-    run: Run, config: Config, conversations: Conversations, prefix: str | None = None
-) -> Seed:
-    prefix = f"s{config.seed}-" if prefix is None else prefix
+def _pretrain(run: Run, config: Config, prefix: str) -> Seed:
+    conversations = open_conversations(config, run)
     base = open_base(config, run, prefix=prefix)
     adapted = adapt(config, run, base, conversations, name=f"{prefix}dapt")
     return Seed(config.seed, config, conversations, base, adapted)
@@ -187,18 +190,15 @@ def _classical(
     return measured
 
 
-def _scaling_points(run: Run, seed: Seed, pool: ThreadPoolExecutor) -> list[ScalingPoint]:
+def _scaling_points(
+    run: Run, sizes: tuple[Seed, Seed], pool: ThreadPoolExecutor
+) -> list[ScalingPoint]:
     """Fine-tune from checkpoints along the adaptation of two sizes."""
-    small = replace(
-        seed.config.model,
-        width=seed.config.claim.second_width,
-        layers=seed.config.claim.second_layers,
-    )
-    second = _pretrain(run, replace(seed.config, model=small), seed.conversations, "small-")
+    seed = sizes[0]
     budget = seed.config.claim.label_budgets[-1]
     samples = _labelled(run, seed, budget, False)
     stage = _stage(seed.config, Arm("scaling", budget, "short", True))
-    work = [(one, row) for one in (seed, second) for row in _spread_rows(one.adapted)]
+    work = [(one, row) for one in sizes for row in _spread_rows(one.adapted)]
 
     def point(entry: tuple[Seed, dict[str, float]]) -> ScalingPoint:
         one, row = entry
@@ -266,6 +266,13 @@ def _labelled(run: Run, seed: Seed, budget: int, last_only: bool) -> Labelled:
 def with_seed(config: Config, seed: int) -> Config:
     simulator = replace(config.data.simulator, seed=config.data.simulator.seed + seed)
     return replace(config, seed=seed, data=replace(config.data, simulator=simulator))
+
+
+def _smaller(config: Config) -> Config:
+    """The same with the smaller model of the scaling report."""
+    settings = config.claim
+    model = replace(config.model, width=settings.second_width, layers=settings.second_layers)
+    return replace(config, model=model)
 
 
 def _one_worker(config: Config) -> Config:

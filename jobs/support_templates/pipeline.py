@@ -20,6 +20,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from heliostat.data.exclusive import only_one
 from heliostat.data.prepare import code_of
 from heliostat.data.stream import RowStream
 from heliostat.data.table import Table, TableWriter
@@ -166,9 +167,10 @@ def simulated(config: Config, run: Run) -> Location:
     content = sha256(Location.of(seeds).read_bytes()).hexdigest() if seeds else ""
     key = sha256(f"{code}{content}{config.data.simulator!r}".encode()).hexdigest()[:16]
     folder = run.cache / f"support-sim-{key}"
-    # The spans come last, so a folder that has them is complete.
-    if not (folder / "gold_spans.parquet").exists():
-        support_sim.write_simulation(config.data.simulator, folder)
+    with only_one(folder):
+        # The spans come last, so a folder that has them is complete.
+        if not (folder / "gold_spans.parquet").exists():
+            support_sim.write_simulation(config.data.simulator, folder)
     return folder
 
 

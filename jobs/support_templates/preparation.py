@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -40,6 +40,7 @@ from jobs.support_templates.data import chunks as case_chunks
 from jobs.support_templates.data.chunks import CaseChunk, read_chunk
 from jobs.support_templates.data.rows import Case, Message
 from jobs.support_templates.redaction.redactor import Redactor, build_redactor
+from jobs.support_templates.redaction.spans import Redaction
 from jobs.support_templates.samples import SAMPLE_SCHEMA, sample_table
 from jobs.support_templates.split import side_of
 from jobs.support_templates.tokenizer import TextCodec
@@ -48,6 +49,8 @@ from jobs.support_templates.transcript_tokens import TOKENS, TranscriptTokeniser
 BATCH_CASES = 512
 ROWS_PER_CHUNK = 4096
 
+REDACTIONS = pa.map_(pa.string(), pa.field("value", pa.int32(), nullable=False))
+"""How many spans of each kind were replaced; never what stood there."""
 REDACTED_SCHEMA = pa.schema(
     [
         pa.field("case_id", pa.string(), nullable=False),
@@ -68,6 +71,7 @@ REDACTED_SCHEMA = pa.schema(
             nullable=False,
         ),
         pa.field("redactor_version", pa.string(), nullable=False),
+        pa.field("redactions", REDACTIONS, nullable=False),
     ]
 )
 DOCUMENT_SCHEMA = pa.schema(
@@ -117,8 +121,9 @@ class RedactCases:
 
     def __call__(self, chunk: tuple[CaseChunk, SideRule]) -> Iterator[Outcome]:
         place, rule = chunk
-        redact = lru_cache(maxsize=100_000)(self.redactor.redact_text)
+        redact = lru_cache(maxsize=100_000)(self.redactor.redact)
         for cases in read_chunk(place, self.templates):
+            redactions = [[redact(message.text) for message in case.messages] for case in cases]
             yield pa.record_batch(
                 {
                     "case_id": [case.case_id for case in cases],
@@ -127,8 +132,9 @@ class RedactCases:
                         [case.started_at for case in cases], REDACTED_SCHEMA.field(2).type
                     ),
                     "locale": [case.locale for case in cases],
-                    "messages": _message_lists(cases, redact),
+                    "messages": _message_lists(cases, redactions),
                     "redactor_version": [self.redactor.version] * len(cases),
+                    "redactions": pa.array([_counts(one) for one in redactions], REDACTIONS),
                 },
                 schema=REDACTED_SCHEMA,
             )
@@ -343,18 +349,29 @@ def _redacted_batches(
         yield from found.to_batches()
 
 
-def _message_lists(cases: Sequence[Case], redact: Callable[[str], str]) -> pa.ListArray:
+def _message_lists(
+    cases: Sequence[Case], redactions: Sequence[Sequence[Redaction]]
+) -> pa.ListArray:
     """The messages of each case, redacted, column by column: rows as dictionaries cost more."""
     messages = [message for case in cases for message in case.messages]
     lists = REDACTED_SCHEMA.field("messages").type
     columns = [
         pa.array([message.role for message in messages], pa.string()),
-        pa.array([redact(message.text) for message in messages], pa.string()),
+        pa.array([one.text for of_case in redactions for one in of_case], pa.string()),
         pa.array([message.template_id for message in messages], pa.string()),
     ]
     ends = list(accumulate((len(case.messages) for case in cases), initial=0))
     structs = pa.StructArray.from_arrays(columns, fields=list(lists.value_type))
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs, type=lists)
+
+
+def _counts(redactions: Sequence[Redaction]) -> list[tuple[str, int]]:
+    """Replaced spans of a case by kind."""
+    counts: Counter[str] = Counter()
+    for redaction in redactions:
+        if redaction.counts:
+            counts.update(redaction.counts)
+    return sorted(counts.items())
 
 
 def _versions(cases: Sequence[RedactedCase]) -> list[str]:

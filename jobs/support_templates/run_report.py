@@ -15,6 +15,7 @@ from heliostat.runs.report import Report
 from heliostat.runs.run import Run
 from heliostat.storage import Location
 from jobs.support_templates.config import Config
+from jobs.support_templates.data_report import write_data_section
 from jobs.support_templates.evaluation import Evaluation
 from jobs.support_templates.pipeline import Base, Classifier, Conversations, Labelled
 from models.metrics import masked_probabilities
@@ -144,6 +145,7 @@ def write_report(
             f"{best.weighted_average_precision:.3f}."
         ),
     )
+    write_data_section(report, conversations.redacted)
     report.heading("Configuration")
     report.code((run.folder / "config.yaml").read_text(), "The resolved config")
     return report.write(run.artefact("report"))

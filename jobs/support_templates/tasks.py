@@ -61,11 +61,11 @@ class LanguageModelling:
 
     def train_data(self) -> Stream:
         """Rows packed anew for every epoch."""
-        return self._stream(self.documents)
+        return self._stream(self.documents, self.seed)
 
     def eval_data(self) -> Stream:
-        """The first rows of the held-out documents."""
-        return _Head(self._stream(self.validation), self.validation_rows)
+        """Rows of the held-out documents, the same ones whatever the seed."""
+        return _Head(self._stream(self.validation, seed=0), self.validation_rows)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Stack rows."""
@@ -110,12 +110,12 @@ class LanguageModelling:
         )
         return total
 
-    def _stream(self, documents: Location) -> PackedStream:
+    def _stream(self, documents: Location, seed: int) -> PackedStream:
         version = self.redactor_version
         return PackedStream(
             documents,
             seq_len=self.seq_len,
-            seed=self.seed,
+            seed=seed,
             end_of_text=self.end_of_text,
             pad=self.pad,
             require={"redactor_version": version} if version is not None else {},

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
 FILE = "tokenizer.json"
+MOST_TOKENS = 2**16
 END_NAMES = (END_OF_TEXT, "<|im_end|>", "</s>", "<eos>")
 PAD_NAMES = (PADDING, "<pad>", "[PAD]")
 
@@ -86,7 +87,8 @@ def codec_of(json_text: str, where: str) -> TextCodec:
     """Find the special tokens of a tokenizer.
 
     Raises:
-        DataError: it has no end-of-text token, or pads with it.
+        DataError: it has no end-of-text token, or pads with it, or has more ids than documents
+            can hold.
     """
     from tokenizers import Tokenizer
 
@@ -95,6 +97,11 @@ def codec_of(json_text: str, where: str) -> TextCodec:
     pad = next((vocabulary[name] for name in PAD_NAMES if name in vocabulary), None)
     if end is None:
         raise DataError(f"{where} has no end-of-text token: expected one of {', '.join(END_NAMES)}")
+    if len(vocabulary) > MOST_TOKENS:
+        raise DataError(
+            f"{where} has {len(vocabulary):,} tokens: expected at most {MOST_TOKENS:,}, because "
+            "documents are stored with 16 bits a token"
+        )
     if pad == end:
         raise DataError(f"{where} pads with its end-of-text token {end}: expected another token")
     return TextCodec(json_text=json_text, end_of_text=end, pad=pad)

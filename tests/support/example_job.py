@@ -47,7 +47,9 @@ class Config:
     """Seed of everything."""
     out: str = "runs"
     """Where runs go."""
-    fail: str = field(default="", metadata={"choices": ("", "user", "fault", "bug", "stop", "key")})
+    fail: str = field(
+        default="", metadata={"choices": ("", "user", "fault", "bug", "stop", "key", "term")}
+    )
     """How the job ends."""
     fit: Fit = field(default_factory=Fit)
     """The training."""
@@ -64,6 +66,8 @@ fit:
 """
 
 JOB_PY = """\
+import signal
+
 from heliostat.errors import DataError, Fault, Interrupted
 from heliostat.runs.summary import RunSummary
 
@@ -81,6 +85,8 @@ def run(config, run):
             raise Interrupted("stopped at step 7")
         case "key":
             raise KeyboardInterrupt
+        case "term":
+            signal.raise_signal(signal.SIGTERM)
     run.finish({"loss": 0.25})
     bundle = run.artefact("bundle").uri
     rows = (("loss", 0.25), ("prepared in attempt", done["attempt"]), ("missing", None))

@@ -67,6 +67,7 @@ def resume(engine, folder: Location) -> int:
 
 
 def save(engine, writer: CheckpointWriter, step: int) -> None:
+    writer.wait_for_copies()
     with torch.no_grad():
         engine.module.hidden.bias.fill_(float(step))
     failure = writer.settle(lambda flag: flag)
@@ -103,6 +104,8 @@ def compare(engine, folder: Location) -> dict[str, float]:
     for step in range(1, 5):
         before = writer.stalled_s
         save(engine, writer, step)
+        # In a training the next forward and backward pass run meanwhile.
+        writer.wait_for_copies()
         stalls.append(writer.stalled_s - before)
         began = time.perf_counter()
         assert writer._thread is not None

@@ -85,8 +85,7 @@ class LayeredRedactor:
 
     def redact_text(self, text: str) -> str:
         """Redact `text` and return the text alone."""
-        spans = self._spans(text)
-        return replace(text, spans).text if spans else text
+        return self.redact(text).text
 
     def _spans(self, text: str) -> list[Span]:
         """Disjoint spans of `text` in order, collapsed."""

@@ -95,6 +95,8 @@ def collapse(text: str, spans: Sequence[Span]) -> list[Span]:
 
 def replace(text: str, spans: Sequence[Span]) -> Redaction:
     """Put placeholders in the place of sorted, disjoint spans."""
+    if not spans:
+        return Redaction(text, (), {})
     parts: list[str] = []
     position = 0
     for span in spans:

@@ -1,10 +1,11 @@
 """Write checkpoints while training goes on, and commit them when every rank has written.
 
-`CheckpointWriter.save` holds training up only for a copy in memory. A thread then writes the rank's
-files (straight into the run folder where that is local, else through a local folder and an
-upload), makes them durable, and leaves a part record `part-ATTEMPT-RANK.json` with their hashes.
-Rank 0 waits for the parts of all ranks and writes the manifest: that is the commit. A rank that
-fails leaves no part, so nothing is committed; training hears of it at the next save and goes on.
+`CheckpointWriter.save` only notes what to save. A thread copies it in memory, for which the next
+update of the weights has to wait (`wait_for_copies`), and then writes the rank's files (straight
+into the run folder where that is local, else through a local folder and an upload), makes them
+durable, and leaves a part record `part-ATTEMPT-RANK.json` with their hashes. Rank 0 waits for the
+parts of all ranks and writes the manifest: that is the commit. A rank that fails leaves no part, so
+nothing is committed; training hears of it at the next save and goes on.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from heliostat.checkpoint.durable import write_file
 from heliostat.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, to_json
 from heliostat.checkpoint.retention import collect, remove
 from heliostat.storage import Location
+
+if TYPE_CHECKING:
+    from heliostat.checkpoint.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ class CheckpointWriter:
         self._snapshots = SnapshotEngine()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._copied = threading.Event()
+        self._copied.set()
         self._cancelled = threading.Event()
         self._waits_for_parts = False
         self._manifest: Manifest | None = None
@@ -80,7 +84,9 @@ class CheckpointWriter:
         """Step of the newest checkpoint this rank knows to be committed."""
 
     def save(self, engine: Any, manifest: Manifest, random_state: dict[str, Any]) -> None:
-        """Take a snapshot and start to write it. Called by all ranks, after `settle`.
+        """Note a snapshot and start to copy and write it. Called by all ranks, after `settle`.
+
+        Weights and optimiser must not change before `wait_for_copies` has returned.
 
         Args:
             engine: the DeepSpeed engine.
@@ -93,18 +99,23 @@ class CheckpointWriter:
         assert self._thread is None, "settle() comes before save()"
         with snapshot(engine, self._snapshots):
             engine.save_checkpoint("snapshot", tag=manifest.tag, save_latest=False)
-        files = self._snapshots.take()
-        files[f"random-{self._place.rank:05d}.pt"] = random_state
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        taken = self._snapshots.take()
+        taken.files[f"random-{self._place.rank:05d}.pt"] = random_state
         self._failure = None
+        self._copied.clear()
         self._cancelled.clear()
         self._waits_for_parts = False
         self._manifest = manifest
         self._thread = threading.Thread(
-            target=self._write, args=(files, manifest), name="checkpoint-writer", daemon=True
+            target=self._write, args=(taken, manifest), name="checkpoint-writer", daemon=True
         )
         self._thread.start()
+        self.stalled_s += time.perf_counter() - began
+
+    def wait_for_copies(self) -> None:
+        """Return when the snapshot no longer needs the weights and optimiser states themselves."""
+        began = time.perf_counter()
+        self._copied.wait()
         self.stalled_s += time.perf_counter() - began
 
     def settle(self, agree: Callable[[bool], bool]) -> BaseException | None:
@@ -140,10 +151,14 @@ class CheckpointWriter:
             return None
         return self._failure or OSError(errno.EIO, "another worker could not write its part")
 
-    def _write(self, files: dict[str, Any], manifest: Manifest) -> None:
+    def _write(self, taken: Snapshot, manifest: Manifest) -> None:
         folder = self._place.checkpoints / manifest.tag
         try:
-            records = self._write_files(files, folder)
+            try:
+                taken.capture()
+            finally:
+                self._copied.set()
+            records = self._write_files(taken.files, folder)
             part = json.dumps([asdict(record) for record in records])
             (folder / self._part_name(self._place.rank)).write_text(part)
             if self._place.rank == 0:

@@ -6,7 +6,9 @@ user can mend, told in one sentence; 130 interrupted, and the run can go on.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -82,6 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process by default) and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = DEBUG in words
+    if threading.current_thread() is threading.main_thread():
+        # A preempted machine sends it: outside a training, which saves a checkpoint first, it
+        # stops like Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         # Outside standalone mode typer returns the code of an Exit, and what a command returned.
         code = app(

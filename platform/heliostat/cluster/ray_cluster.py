@@ -14,8 +14,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +68,17 @@ def connect(address: str | None = None) -> Connection:
         target = _running_here() or "local"
     # Ray's child processes inherit it; without it Ray prints a notice on data collection.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    return _start() if target == "local" else _join(target)
+    with _signal_handlers_kept():
+        return _start() if target == "local" else _join(target)
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Ray makes SIGTERM exit at once with status 15; what it means is for the command to say."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _start() -> Connection:

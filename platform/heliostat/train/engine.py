@@ -118,7 +118,7 @@ def build_optimizer(
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             weight_decay=config.weight_decay,
-            fused=torch.cuda.is_available(),
+            fused=True,
         )
     return torch.optim.SGD(
         prepared, lr=config.lr, momentum=config.beta1, weight_decay=config.weight_decay

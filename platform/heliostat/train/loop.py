@@ -53,7 +53,6 @@ class Loop:
         for text in begun.notes:
             self._note(text)
         self.history = History(spec.folder / "metrics", self.state.step, self.link)
-        self.stepper = Stepper(spec, ranks, self.engine, self.plan, self.reader, self.history)
         self.weights = WeightsWriter(spec.folder / "weights", ranks.rank)
         self.writer = CheckpointWriter(
             WriterPlace(
@@ -66,6 +65,10 @@ class Loop:
             before_commit=self._write_what_belongs_to_it,
             last_committed=self.state.step or None,
         )
+        self.stepper = Stepper(
+            spec, ranks, self.engine, self.plan, self.reader, self.history,
+            before_update=self.writer.wait_for_copies,
+        )  # fmt: skip
         self.profiler = Profiler(spec.folder / "profile", self.config.profile and ranks.rank == 0)
         self._preemption_checked_at = time.monotonic()
         self._has_saved_for_preemption = False

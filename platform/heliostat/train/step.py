@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,9 +57,11 @@ class Stepper:
         plan: BatchPlan,
         reader: StreamReader[Batch],
         history: History,
+        before_update: Callable[[], None],
     ) -> None:
         self._spec, self._task, self._config, self._ranks = spec, spec.task, spec.config, ranks
         self._engine, self._plan, self._reader, self._history = engine, plan, reader, history
+        self._before_update = before_update
         self._telemetry = Telemetry(spec.task.name, ranks, spec.config.precision)
         self._unrecorded: _Done | None = None
 
@@ -135,6 +137,7 @@ class Stepper:
 
     def _update(self) -> float:
         """Clip, update the weights, and return the norm of the gradient before clipping."""
+        self._before_update()
         if clips_itself(self._config):
             limit = self._config.clip if self._config.clip is not None else math.inf
             norm = torch.nn.utils.clip_grad_norm_(self._engine.module.parameters(), limit)

@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from jobs.support_templates.contexts import ContextConfig
 from jobs.support_templates.data.schema import read_cases, read_templates
 from jobs.support_templates.data.sim_config import POOLS, SimConfig
 from jobs.support_templates.data.support_sim import write_simulation
+from jobs.support_templates.data_report import redaction_counts
 from jobs.support_templates.preparation import (
     DOCUMENT_SCHEMA,
     PRETRAIN,
@@ -239,6 +240,18 @@ def test_samples_end_before_the_reply_that_they_are_labelled_with(prepared: Prep
             assert text[-20:] == whole[-len(text[-20:]) :]
             assert len(row["tokens"]) <= CONTEXT.max_tokens
             assert row["redactor_version"] == prepared.redacted.metadata["redactor_version"]
+
+
+def test_replaced_spans_are_counted_by_kind_and_case(prepared: Prepared) -> None:
+    redactor = build_redactor(presidio=False)
+    expected: dict[str, Counter[str]] = defaultdict(Counter)
+    for (case_id, _), text in raw_messages(prepared).items():
+        expected[case_id].update(redactor.redact(text).counts)
+    rows = prepared.redacted.take(range(prepared.redacted.rows)).to_pylist()
+    counted = {row["case_id"]: Counter(dict(row["redactions"])) for row in rows}
+    assert counted == expected
+    assert redaction_counts(prepared.redacted) == sum(counted.values(), Counter())
+    assert set(redaction_counts(prepared.redacted)) >= STRUCTURED
 
 
 def test_every_labelled_message_is_a_sample_or_counted(prepared: Prepared) -> None:

@@ -91,6 +91,14 @@ def test_language_counts_every_target_once(language: LanguageModelling) -> None:
     assert targets == real - len(rows)
 
 
+def test_every_seed_is_evaluated_on_the_same_rows(language: LanguageModelling) -> None:
+    def rows(seed: int) -> list[list[int]]:
+        found = every(replace(language, seed=seed).eval_data())
+        return [np.asarray(row["input_ids"]).tolist() for row in found]
+
+    assert rows(1) == rows(2)
+
+
 @pytest.mark.parametrize("isolate", [False, True])
 def test_language_loss_is_that_of_a_slow_loop(language: LanguageModelling, isolate: bool) -> None:
     task = replace(language, isolate_documents=isolate)

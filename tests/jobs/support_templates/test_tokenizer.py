@@ -117,3 +117,11 @@ def test_a_tokenizer_that_pads_with_its_end_of_text_is_refused() -> None:
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no tokenizer\.json: a model folder needs"):
         load_codec(tmp_path)
+
+
+def test_a_vocabulary_that_sixteen_bits_cannot_number_is_refused() -> None:
+    document = json.loads(bpe_json("<|endoftext|>", "<|padding|>"))
+    vocabulary = document["model"]["vocab"]
+    vocabulary |= {f"token{number}": number for number in range(len(vocabulary), 2**16 + 1)}
+    with pytest.raises(DataError, match=r"here has 65,537 tokens: expected at most 65,536"):
+        codec_of(json.dumps(document), "here")

@@ -108,7 +108,7 @@ def test_cases_of_other_sides_are_left_out_and_empty_transcripts_counted(tmp_pat
         {"case_id": "2", "side": "test", "messages": [{"role": "customer", "text": "no"}]},
         {"case_id": "3", "side": "train", "messages": []},
     ]
-    rest = {"started_at": 0, "locale": "en", "redactor_version": "1"}
+    rest = {"started_at": 0, "locale": "en", "redactor_version": "1", "redactions": []}
     with TableWriter(place, REDACTED_SCHEMA, {}) as writer:
         writer.write(pa.RecordBatch.from_pylist([row | rest for row in rows], REDACTED_SCHEMA))
     outcomes = list(TokeniseTranscripts(place, ("train",), OURS)(range(3)))

@@ -82,6 +82,7 @@ def test_a_named_run_refuses_another_config_by_its_keys(
         ("bug", 1, "unexpected KeyError: 'oops'"),
         ("stop", 130, "stopped at step 7"),
         ("key", 130, "interrupted"),
+        ("term", 130, "interrupted"),
     ],
 )
 def test_every_end_has_its_exit_code_and_a_way_on(

@@ -20,6 +20,7 @@ from heliostat.cluster.ray_cluster import (
 from heliostat.errors import UserError
 
 DRIVER = """
+import signal
 import sys
 from heliostat.cluster.cluster_reader import read_cluster, this_machine
 from heliostat.cluster.feasibility import InfeasibleError, ResourceRequest, require_feasible
@@ -28,8 +29,10 @@ from heliostat.cluster.doctor_ray import check_ray
 from heliostat.cluster.ray_internals import cluster_versions
 import ray
 
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 connection = connect()
 again = connect()
+assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler, "Ray's handler stayed"
 
 @ray.remote
 def imported():
