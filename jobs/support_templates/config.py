@@ -148,8 +148,8 @@ class EncoderBaseline:
 class ClaimConfig:
     """The experiment behind the claim."""
 
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """One whole repetition for each."""
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """One whole repetition for each; seed 0 is what the method was developed with."""
     label_budgets: list[int] = field(default_factory=lambda: [500, 2000])
     """Labelled messages for training."""
     short_epochs: list[float] = field(default_factory=lambda: [12, 4])

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
@@ -43,12 +43,16 @@ class ContextConfig:
     """Write each message as `<ROLE>: text`; the paper found no gain and it costs room."""
     separator: Separator = "newline"
     """What stands between two messages: `newline` or `end-of-text`."""
+    trailing_separator: bool = False
+    """End with the separator as well. The classifier then reads its answer where stage 1 learned to
+    begin the next message; the paper does not show what ends its contexts."""
     last_message_only: bool = False
     """Ablation: the context is the newest message alone."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens is {self.max_tokens}: expected at least 1")
+        least = 2 if self.trailing_separator else 1
+        if self.max_tokens < least:
+            raise ConfigError(f"max_tokens is {self.max_tokens}: expected at least {least}")
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,10 @@ def context(
     spoken = [message for message in before if message]
     if not spoken:
         return None
-    return window(spoken[-1:] if config.last_message_only else spoken, separator, config.max_tokens)
+    end = tuple(separator) if config.trailing_separator else ()
+    read = spoken[-1:] if config.last_message_only else spoken
+    cut = window(read, separator, config.max_tokens - len(end))
+    return replace(cut, tokens=cut.tokens + end)
 
 
 def context_texts(before: Sequence[Message], config: ContextConfig) -> list[str]:

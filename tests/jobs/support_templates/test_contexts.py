@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -277,3 +278,22 @@ def test_tables_of_no_or_several_redactors_are_refused() -> None:
         check_redacted(pa.concat_tables([one, other]))
     with pytest.raises(DataError, match="no column redactor_version"):
         check_redacted(one.drop_columns("redactor_version"))
+
+
+def test_a_trailing_separator_takes_its_room_from_the_budget() -> None:
+    messages = numbered([10, 200, 150, 100, 120, 60])
+    config = ContextConfig(max_tokens=434, trailing_separator=True)
+    found = context(messages, [0], config)
+    assert found is not None
+    assert found == replace(
+        window(messages, [0], 433), tokens=(*window(messages, [0], 433).tokens, 0)
+    )
+    assert len(found.tokens) == 434
+    tight = context(messages, [0], replace(config, max_tokens=433))
+    assert tight is not None
+    assert tight.messages_used == 3
+    cut_inside = context(messages, [0], replace(config, max_tokens=59))
+    assert cut_inside is not None
+    assert cut_inside.tokens == (*messages[-1][-58:], 0)
+    with pytest.raises(ConfigError, match="expected at least 2"):
+        ContextConfig(max_tokens=1, trailing_separator=True)

@@ -44,7 +44,7 @@ def test_categories_replace_issues(tmp_path: Path) -> None:
     assert {one.partition(".")[0] for one in ids} == {"card_arrival", "exchange_rate"}
     assert len(ids) == 4
     bodies = {one.template_id: one.body for one in templates(config)}
-    assert "card arrival" in bodies["card_arrival.status"]
+    assert "Card arrival" in bodies["card_arrival.status"]
     sent = {one.template_id for case in simulate(config, "unlabelled") for one in case.messages}
     assert sent - {None} == set(bodies)
 
