@@ -13,7 +13,6 @@ from jobs.support_templates.arms import classical_arms, recent_template_ids
 from jobs.support_templates.bundle import save_classifier
 from jobs.support_templates.claim import claim
 from jobs.support_templates.config import Config
-from jobs.support_templates.encoder_baseline import encoder_arms
 from jobs.support_templates.pipeline import adapt, fine_tune, label, open_base, open_conversations
 from jobs.support_templates.plan import plan
 from jobs.support_templates.run_report import (
@@ -37,6 +36,9 @@ def run(config: Config, run: Run) -> RunSummary:
 
     arms = classical_arms(config, run, conversations, labelled, recent)
     if config.encoder.enabled:
+        # transformers' BERT takes seconds to import and is seldom asked for.
+        from jobs.support_templates.encoder_baseline import encoder_arms
+
         arms += encoder_arms(config, run, base, conversations, labelled, recent)
     if config.compare:
         general = fine_tune(

@@ -209,7 +209,9 @@ def _category_topic(
     return Topic(
         id=re.sub(r"\W+", "_", name.lower()).strip("_"),
         title=words.capitalize(),
-        templates={step: bodies[step].format(topic=words.capitalize()) for step in (first, "status")},
+        templates={
+            step: bodies[step].format(topic=words.capitalize()) for step in (first, "status")
+        },
         openings=dealt,
         introduced_at=introduced_at,
         retired_at=retired_at,

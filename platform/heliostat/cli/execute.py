@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from heliostat.cli.screen import note, say, show_summary
 from heliostat.config.contract import JobConfig
@@ -48,17 +49,20 @@ def execute(request: Request) -> None:
         note(difference)
     loaded = load_config(job, None, request.overrides, request.files)
     refuse_infeasible(loaded.config)
-    work = getattr(job.code(), request.work, None)
-    if not callable(work):
-        raise ConfigError(f"job {job.name} has no {request.work}() in its job.py")
+    if request.work != "run":
+        # Every job can be run; what else is asked for is looked up before a run is opened for it.
+        work_of(job, request.work)
 
     from heliostat.cluster.ray_cluster import connect
 
     with open_run(request, job, loaded) as run:
         announce(run, loaded)
-        connection = connect()
+        with ThreadPoolExecutor(1) as pool:
+            # The job's imports take seconds, and so do Ray's processes.
+            importing = pool.submit(work_of, job, request.work)
+            connection = connect()
         try:
-            summary = work(loaded.config, run)
+            summary = importing.result()(loaded.config, run)
         except UserError:
             raise
         except BaseException:
@@ -69,6 +73,14 @@ def execute(request: Request) -> None:
                 connection.close()
     assert isinstance(summary, RunSummary)
     show_summary(summary)
+
+
+def work_of(job: JobEntry, name: Work) -> Callable[[JobConfig, Run], RunSummary]:
+    """A function of the job's `job.py`."""
+    work = getattr(job.code(), name, None)
+    if not callable(work):
+        raise ConfigError(f"job {job.name} has no {name}() in its job.py")
+    return cast("Callable[[JobConfig, Run], RunSummary]", work)
 
 
 def refuse_infeasible(config: JobConfig) -> None:
