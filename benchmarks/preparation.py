@@ -77,10 +77,7 @@ def compare(
 
 def simulated(cases: int) -> Location:
     """The raw cases, made once."""
-    raw = workload.cache() / f"cases-{cases}"
-    if not (raw / "gold_spans.parquet").exists():
-        support_sim.write_simulation(_simulator(cases), raw)
-    return raw
+    return support_sim.cached_simulation(_simulator(cases), workload.cache())
 
 
 def inputs(raw: Location, cases: int) -> dict[str, object]:

@@ -118,9 +118,7 @@ def fit_config(size: Size, steps: int, save_every: int) -> FitConfig:
 def transcripts() -> tuple[TextCodec, Table]:
     """A tokenizer and the token documents of simulated cases, made once."""
     simulator = SimConfig(unlabelled_cases=CASES, labelled_cases=1, test_cases=1)
-    raw = cache() / f"cases-{CASES}"
-    if not (raw / "gold_spans.parquet").exists():
-        support_sim.write_simulation(simulator, raw)
+    raw = support_sim.cached_simulation(simulator, cache())
     redacted = redact_cases(
         [(raw / "cases-unlabelled.parquet", SideRule("unlabelled", "benchmark", 0.5, 0.05))],
         templates=frozenset(t.template_id for t in support_sim.templates(simulator)),

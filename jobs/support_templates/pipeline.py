@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from hashlib import sha256
 from typing import Protocol
 
 import numpy as np
@@ -20,8 +19,6 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from heliostat.data.exclusive import only_one
-from heliostat.data.prepare import code_of
 from heliostat.data.stream import RowStream
 from heliostat.data.table import Table, TableWriter
 from heliostat.errors import DataError
@@ -160,18 +157,9 @@ def open_conversations(config: Config, run: Run) -> Conversations:
 
 def simulated(config: Config, run: Run) -> Location:
     """The simulated chat as raw tables, made once."""
-    from jobs.support_templates.data import chat, issues, support_sim, topics, writing
+    from jobs.support_templates.data.support_sim import cached_simulation
 
-    code = code_of(support_sim, chat, topics, issues, writing)
-    seeds = config.data.simulator.seed_utterances
-    content = sha256(Location.of(seeds).read_bytes()).hexdigest() if seeds else ""
-    key = sha256(f"{code}{content}{config.data.simulator!r}".encode()).hexdigest()[:16]
-    folder = run.cache / f"support-sim-{key}"
-    with only_one(folder):
-        # The spans come last, so a folder that has them is complete.
-        if not (folder / "gold_spans.parquet").exists():
-            support_sim.write_simulation(config.data.simulator, folder)
-    return folder
+    return cached_simulation(config.data.simulator, run.cache)
 
 
 def open_base(config: Config, run: Run, *, prefix: str = "") -> Base:

@@ -14,17 +14,21 @@ others are generated, and switching personal data off changes nothing else.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from hashlib import sha256
 from itertools import accumulate
 from random import Random
 
 import pyarrow as pa
 from faker import Faker
 
-from heliostat.storage import Location
+from heliostat.data.exclusive import only_one
+from heliostat.data.key import code_of
+from heliostat.storage import Location, digest
 from jobs.support_templates.data.chat import Chat, GoldSpan
-from jobs.support_templates.data.issues import Phrases, phrases
+from jobs.support_templates.data.issues import Phrases, issues, phrases
 from jobs.support_templates.data.rows import Case, Template
 from jobs.support_templates.data.schema import write_cases, write_rows, write_templates
 from jobs.support_templates.data.sim_config import POOLS, Pool, SimConfig
@@ -113,6 +117,22 @@ def write_simulation(config: SimConfig, folder: Location) -> dict[Pool, int]:
     write_templates(folder / "templates.parquet", templates(config))
     write_rows(folder / "gold_spans.parquet", GOLD_SPANS_SCHEMA, spans, _span_row)
     return written
+
+
+def cached_simulation(config: SimConfig, cache: Location) -> Location:
+    """The folder with what `write_simulation` writes, made once."""
+    own = (f"{__package__}.{name}" for name in ("support_sim", "chat", "topics", "writing"))
+    code = code_of(*(sys.modules[name] for name in own))
+    texts = f"{issues()!r}{phrases()!r}"
+    if config.seed_utterances is not None:
+        texts += digest(Location.of(config.seed_utterances))
+    key = sha256(f"{code}{texts}{config!r}".encode()).hexdigest()[:16]
+    folder = cache / f"support-sim-{key}"
+    with only_one(folder):
+        # The spans come last, so a folder that has them is complete.
+        if not (folder / "gold_spans.parquet").exists():
+            write_simulation(config, folder)
+    return folder
 
 
 def _collect(config: SimConfig, pool: Pool, into: list[GoldSpan]) -> Iterator[Case]:

@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from heliostat.storage import Location
+from jobs.support_templates.data import support_sim
 from jobs.support_templates.data.issues import issues, phrases
 from jobs.support_templates.data.rows import Case
 from jobs.support_templates.data.schema import read_cases, read_templates
 from jobs.support_templates.data.sim_config import POOLS, Pool, SimConfig
 from jobs.support_templates.data.support_sim import (
+    cached_simulation,
     gold_spans,
     simulate,
     simulate_with_spans,
@@ -355,3 +357,16 @@ def test_the_written_tables_are_valid_and_complete(tmp_path: Path) -> None:
     assert [tuple(span.values()) for span in spans] == [
         (one.case_id, one.idx, one.start, one.end, one.kind) for one in expected
     ]
+
+
+def test_other_texts_are_another_simulation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Location.of(tmp_path)
+    small = SimConfig(unlabelled_cases=2, labelled_cases=1, test_cases=1)
+    kept = cached_simulation(small, cache)
+    assert cached_simulation(small, cache) == kept
+    assert cached_simulation(replace(small, seed=1), cache) != kept
+    reworded = replace(phrases(), greetings=("Ahoy",))
+    monkeypatch.setattr(support_sim, "phrases", lambda: reworded)
+    assert cached_simulation(small, cache) != kept
