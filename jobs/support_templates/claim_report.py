@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from heliostat.runs.claim import ClaimResult, summarise
 from heliostat.runs.plots import AxisLabels, Curve, plot_bars, plot_scaling
@@ -41,7 +41,7 @@ def write_claim_report(run: Run, result: ClaimResult, points: Sequence[ScalingPo
         ],
         caption="Mean and sample standard deviation over the seeds.",
     )
-    for budget in sorted({arm.split(", ")[1] for arm in accuracies if " labels" in arm}):
+    for budget in _budgets(accuracies):
         report.figure(
             plot_bars(_by_seed(result, budget), f"Accuracy with {budget}", "percent"),
             f"Every seed is a dot; {budget} for training.",
@@ -69,6 +69,12 @@ def write_claim_report(run: Run, result: ClaimResult, points: Sequence[ScalingPo
     rows = scaling_rows(points, line)
     report.table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     return report.write(run.artefact("report"))
+
+
+def _budgets(arms: Iterable[str]) -> list[str]:
+    """The label budgets that arms are named by, `500 labels`, smallest first."""
+    parts = {part for arm in arms for part in arm.split(", ") if part.endswith(" labels")}
+    return sorted(parts, key=lambda part: int(part.split()[0]))
 
 
 def _by_seed(result: ClaimResult, budget: str) -> dict[str, dict[str, list[float]]]:
