@@ -61,7 +61,8 @@ def connect(address: str | None = None) -> Connection:
     import ray
 
     if ray.is_initialized():
-        context = ray.init(ignore_reinit_error=True, configure_logging=False)
+        with _signal_handlers_kept():
+            context = ray.init(ignore_reinit_error=True, configure_logging=False)
         return _connection(context.address_info, is_own=False)
     target = address or settings().ray_address or _running_here() or "local"
     if target == "auto":
