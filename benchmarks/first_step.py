@@ -13,6 +13,7 @@ started, when its large imports ended and when its first optimiser step ended.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,7 +127,12 @@ def time_to_first_step(command: list[str], environment: dict[str, str]) -> list[
         lines = [line.split(" ", 2) for line in path.read_text().splitlines()]
         events = sorted((float(at) - began, int(pid), what) for at, pid, what in lines)
         last = next(at for at, event in enumerate(events) if event[2] == "first step")
-        return [(round(at, 3), pid, what) for at, pid, what in events[: last + 1]]
+        return [(round(at, 3), pid, without_folders(what)) for at, pid, what in events[: last + 1]]
+
+
+def without_folders(text: str) -> str:
+    """The text with every path cut to its last part: where things lie on this machine is noise."""
+    return re.sub(r"/(?:[^\s/'\",]+/)+", "", text)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
