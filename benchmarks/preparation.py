@@ -191,7 +191,7 @@ def check_equal(raw: Location, cases: int, codec: TextCodec) -> None:
 
 
 def _simulator(cases: int) -> SimConfig:
-    return SimConfig(unlabelled_cases=cases, labelled_cases=1, test_cases=1)
+    return SimConfig(unlabelled_cases=cases, labelled_cases=1, validation_cases=1, test_cases=1)
 
 
 if __name__ == "__main__":

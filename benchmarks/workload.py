@@ -117,7 +117,9 @@ def fit_config(size: Size, steps: int, save_every: int) -> FitConfig:
 
 def transcripts() -> tuple[TextCodec, Table]:
     """A tokenizer and the token documents of simulated cases, made once."""
-    simulator = SimConfig(unlabelled_cases=CASES, labelled_cases=1, test_cases=1)
+    simulator = SimConfig(
+        unlabelled_cases=CASES, labelled_cases=1, validation_cases=1, test_cases=1
+    )
     raw = support_sim.cached_simulation(simulator, cache())
     redacted = redact_cases(
         [(raw / "cases-unlabelled.parquet", SideRule("unlabelled", "benchmark", 0.5, 0.05))],

@@ -12,6 +12,7 @@ goes on.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,8 @@ STATEMENT = (
 )
 CHECKPOINTS = 5
 """Checkpoints along the adaptation that are fine-tuned for the scaling report, for each size."""
+EVALUATIONS = 40
+"""Evaluations of an adaptation; the first of them is the first checkpoint of the scaling report."""
 
 
 @dataclass(frozen=True)
@@ -230,15 +233,23 @@ def _scaling_points(
 
 
 def _spread_rows(adapted: FitResult) -> list[dict[str, float]]:
-    """Evaluations along the training, evenly spread, each with the tokens seen until then."""
+    """Evaluations whose steps grow by a constant factor, each with the tokens seen until then.
+
+    The loss falls with the logarithm of the steps, so these are about evenly spread over the loss.
+    """
     tokens, rows = 0.0, []
     for row in adapted.history():
         if "loss" in row:
             tokens += round(row["tokens_per_s"] * row["step_s"])
         else:
             rows.append({**row, "tokens": tokens})
-    picked = [round(i * (len(rows) - 1) / (CHECKPOINTS - 1)) for i in range(CHECKPOINTS)]
-    return [rows[index] for index in dict.fromkeys(picked)]
+    first, last = (math.log(rows[place]["step"]) for place in (0, -1))
+    wanted = [first + i * (last - first) / (CHECKPOINTS - 1) for i in range(CHECKPOINTS)]
+    picked = [
+        min(range(len(rows)), key=lambda place: abs(math.log(rows[place]["step"]) - at))
+        for at in wanted
+    ]
+    return [rows[place] for place in dict.fromkeys(picked)]
 
 
 def _stage(config: Config, arm: Arm) -> ClassifierStage:
@@ -281,8 +292,11 @@ def _one_worker(config: Config) -> Config:
     def single(fit: FitConfig) -> FitConfig:
         return replace(fit, micro_batch=fit.batch)
 
-    snapshots = replace(config.dapt.fit.checkpoint, weights_at_evaluations=True)
-    dapt_fit = replace(single(config.dapt.fit), checkpoint=snapshots)
+    dapt_fit = replace(
+        single(config.dapt.fit),
+        checkpoint=replace(config.dapt.fit.checkpoint, weights_at_evaluations=True),
+        evaluation=replace(config.dapt.fit.evaluation, every=_evaluation_period(config)),
+    )
     general = config.general.training
     return replace(
         config,
@@ -291,6 +305,12 @@ def _one_worker(config: Config) -> Config:
         dft=replace(config.dft, fit=single(config.dft.fit)),
         resources=replace(config.resources, workers=IntRange(1, 1)),
     )
+
+
+def _evaluation_period(config: Config) -> int | None:
+    """Steps between evaluations of the adaptation; None where its length is given in epochs."""
+    steps = config.dapt.fit.steps
+    return None if steps is None else max(1, steps // EVALUATIONS)
 
 
 def _key(adapted: bool, budget: int, schedule: str) -> str:

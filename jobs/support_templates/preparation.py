@@ -89,22 +89,20 @@ class SideRule:
     """Which side a case is on: that of its pool, or decided by the hash of its id."""
 
     pool: str | None
-    """`unlabelled`, `labelled` or `test` of the simulator; None for a user's own cases."""
+    """The pool of the simulator that it belongs to; None for a user's own cases."""
     salt: str
     test_share: float
     validation_share: float
 
     def side(self, case_id: str) -> str:
         """The side of a case."""
-        if self.pool == "test":
-            return "test"
         if self.pool is None:
             return side_of(case_id, self.salt, self.validation_share, 1 - self.test_share)
-        # The whole pool is for training: only the validation cut of the hash is wanted.
-        side = side_of(case_id, self.salt, self.validation_share, 1 - 2**-52)
         if self.pool == "unlabelled":
+            # The whole pool is for training: only the validation cut of the hash is wanted.
+            side = side_of(case_id, self.salt, self.validation_share, 1 - 2**-52)
             return PRETRAIN if side == "train" else PRETRAIN_VALIDATION
-        return side
+        return "train" if self.pool == "labelled" else self.pool
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Literal
 
 from heliostat.errors import ConfigError
 
-Pool = Literal["unlabelled", "labelled", "test"]
-POOLS: tuple[Pool, ...] = ("unlabelled", "labelled", "test")
+Pool = Literal["unlabelled", "labelled", "validation", "test"]
+POOLS: tuple[Pool, ...] = ("unlabelled", "labelled", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,14 @@ class SimConfig:
     """Cases whose transcripts feed domain-adaptive pretraining."""
     labelled_cases: int = 1000
     """Cases whose advocate messages may become training labels; about five messages each."""
+    validation_cases: int = 100
+    """Cases for early stopping, calibration and the choice of settings."""
     test_cases: int = 400
     """Cases for the final evaluation; about five labelled messages each."""
     labelled_openings_share: float = 0.2
     """Share of all openings that only the labelled pool uses, 0 to 1."""
+    validation_openings_share: float = 0.1
+    """Share of all openings that only the validation pool uses, 0 to 1."""
     test_openings_share: float = 0.2
     """Share of all openings that only the test pool uses, 0 to 1; the rest is unlabelled."""
     personal_share: float = 0.2
@@ -49,17 +53,21 @@ class SimConfig:
     """CSV with the columns text,category or JSON list of [text, intent]; null: packaged issues."""
 
     def __post_init__(self) -> None:
-        for name in ("unlabelled_cases", "labelled_cases", "test_cases"):
+        for name in (f"{pool}_cases" for pool in POOLS):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
         for name in ("personal_share", "lower_case_share", "typo_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
-        held_out = self.labelled_openings_share + self.test_openings_share
-        if min(self.labelled_openings_share, self.test_openings_share) <= 0 or held_out >= 1:
+        held_out = (
+            self.labelled_openings_share,
+            self.validation_openings_share,
+            self.test_openings_share,
+        )
+        if min(held_out) <= 0 or sum(held_out) >= 1:
             raise ConfigError(
-                f"labelled_openings_share {self.labelled_openings_share} and test_openings_share "
-                f"{self.test_openings_share} must be above 0 with a sum below 1, "
+                f"labelled_openings_share {held_out[0]}, validation_openings_share {held_out[1]} "
+                f"and test_openings_share {held_out[2]} must be above 0 with a sum below 1, "
                 "so that every pool gets openings"
             )
         if self.zipf_exponent < 0:
@@ -97,5 +105,6 @@ class SimConfig:
         return {
             "unlabelled": self.unlabelled_cases,
             "labelled": self.labelled_cases,
+            "validation": self.validation_cases,
             "test": self.test_cases,
         }[pool]

@@ -1,10 +1,10 @@
-"""What customers of the simulated chat write about, with openings in three disjoint pools.
+"""What customers of the simulated chat write about, with openings in four disjoint pools.
 
 A topic is a packaged issue or a category from a file of seed utterances. Its openings are dealt to
-the pools unlabelled, labelled and test, so that no opening is ever seen on two sides: for an issue
-what is dealt are the pairs of noun and problem, so a held-out complaint is new in substance and not
-only in dress; for a category, the texts of the file, where texts that differ only in case, spacing
-or punctuation count as one.
+the pools unlabelled, labelled, validation and test, so that no opening is ever seen on two sides:
+for an issue what is dealt are the pairs of noun and problem, so a held-out complaint is new in
+substance and not only in dress; for a category, the texts of the file, where texts that differ only
+in case, spacing or punctuation count as one.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def read_seed_utterances(location: Location) -> list[tuple[str, str]]:
     else:
         pairs = _csv_pairs(content, location.uri)
     if not pairs:
-        raise DataError(f"{location.uri} holds no utterance; expected at least three a category")
+        raise DataError(f"{location.uri} holds no utterance; expected at least four a category")
     return pairs
 
 
@@ -227,15 +227,18 @@ def _deal(openings: list[Opening], name: str, config: SimConfig) -> dict[Pool, t
         )
     shuffled = list(openings)
     Random(f"{config.seed}/pools/{name}").shuffle(shuffled)
-    labelled = max(1, round(len(shuffled) * config.labelled_openings_share))
-    test = max(1, round(len(shuffled) * config.test_openings_share))
-    labelled = min(labelled, len(shuffled) - 2)
-    test = min(test, len(shuffled) - labelled - 1)
-    return {
-        "unlabelled": tuple(shuffled[labelled + test :]),
-        "labelled": tuple(shuffled[:labelled]),
-        "test": tuple(shuffled[labelled : labelled + test]),
+    shares: dict[Pool, float] = {
+        "labelled": config.labelled_openings_share,
+        "validation": config.validation_openings_share,
+        "test": config.test_openings_share,
     }
+    dealt: dict[Pool, tuple[Opening, ...]] = {}
+    for place, (pool, share) in enumerate(shares.items()):
+        # The pools that come after, the unlabelled one among them, each need one.
+        most = len(shuffled) - (len(shares) - place)
+        count = min(max(1, round(len(openings) * share)), most)
+        dealt[pool], shuffled = tuple(shuffled[:count]), shuffled[count:]
+    return {**dealt, "unlabelled": tuple(shuffled)}
 
 
 def _days_before(config: SimConfig, days: int | None) -> datetime | None:

@@ -361,7 +361,9 @@ def test_both_encoder_arms_are_trained_and_measured(tmp_path: Path, ray_cluster:
     stage = LanguageModelStage(fit=few, seq_len=48, validation_rows=8)
     config = Config(
         data=DataConfig(
-            simulator=SimConfig(unlabelled_cases=60, labelled_cases=60, test_cases=20),
+            simulator=SimConfig(
+                unlabelled_cases=60, labelled_cases=60, validation_cases=10, test_cases=20
+            ),
             min_label_count=1,
             validation_share=0.2,
         ),

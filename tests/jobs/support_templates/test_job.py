@@ -23,6 +23,7 @@ from jobs.support_templates.job import run as run_job
 SMALL = [
     "data.simulator.unlabelled_cases=300",
     "data.simulator.labelled_cases=120",
+    "data.simulator.validation_cases=20",
     "data.simulator.test_cases=40",
     "general.max_characters=500000",
     "general.training.fit.steps=6",

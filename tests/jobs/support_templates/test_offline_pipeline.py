@@ -17,9 +17,10 @@ from jobs.support_templates.data.sim_config import Pool, SimConfig
 from jobs.support_templates.data.support_sim import simulate
 from jobs.support_templates.evaluation import ScoredSamples, evaluate
 from jobs.support_templates.label_map import LabelMap, build_label_map
-from jobs.support_templates.split import Side, check_no_shared_case, side_of
+from jobs.support_templates.preparation import SideRule
+from jobs.support_templates.split import Side, check_no_shared_case
 
-SIMULATION = SimConfig(unlabelled_cases=0, labelled_cases=220, test_cases=80)
+SIMULATION = SimConfig(unlabelled_cases=0, labelled_cases=200, validation_cases=30, test_cases=80)
 Row = tuple[Sample, str, str]
 
 
@@ -28,10 +29,8 @@ def encode(texts: Sequence[str]) -> list[list[int]]:
 
 
 def side_in(pool: Pool, case_id: str) -> Side:
-    """The pools are sides already; only validation is cut out of the labelled one."""
-    if pool == "test":
-        return "test"
-    return "validation" if side_of(case_id, "salt", 0.1) == "validation" else "train"
+    rule = SideRule(pool, "salt", test_share=0.5, validation_share=0.1)
+    return rule.side(case_id)  # type: ignore[return-value]
 
 
 def rows_of(pool: Pool) -> list[Row]:
@@ -68,9 +67,7 @@ def labelled(rows: Sequence[Row], column: int, label_map: LabelMap) -> LabelledT
 
 
 def test_more_context_makes_a_better_baseline_on_simulated_cases() -> None:
-    development, test = rows_of("labelled"), rows_of("test")
-    train = [row for row in development if row[0].side == "train"]
-    validation = [row for row in development if row[0].side == "validation"]
+    train, validation, test = rows_of("labelled"), rows_of("validation"), rows_of("test")
     check_no_shared_case(
         {
             "train": (row[0].case_id for row in train),

@@ -19,6 +19,7 @@ from jobs.support_templates.data.sim_config import POOLS, SimConfig
         ("typo_share", -0.1),
         ("lower_case_share", 2.0),
         ("labelled_openings_share", 0.0),
+        ("validation_openings_share", 0.0),
         ("test_openings_share", 0.9),
         ("zipf_exponent", -1.0),
         ("test_cases", -1),
@@ -40,8 +41,8 @@ def test_the_period_ends_where_it_says_in_any_zone() -> None:
 
 
 def test_each_pool_has_its_number_of_cases() -> None:
-    config = SimConfig(unlabelled_cases=3, labelled_cases=2, test_cases=1)
-    assert [config.cases(pool) for pool in POOLS] == [3, 2, 1]
+    config = SimConfig(unlabelled_cases=3, labelled_cases=2, validation_cases=4, test_cases=1)
+    assert [config.cases(pool) for pool in POOLS] == [3, 2, 4, 1]
 
 
 def test_the_settings_load_nothing_heavy() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -268,18 +268,18 @@ def test_without_personal_data_everything_else_stays_the_same() -> None:
 
 
 def test_pools_share_neither_cases_nor_openings() -> None:
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        ids = {case.case_id for case in cases(CONFIG, POOLS[one])}
-        assert ids.isdisjoint(case.case_id for case in cases(CONFIG, POOLS[other]))
+    for one, other in combinations(POOLS, 2):
+        ids = {case.case_id for case in cases(CONFIG, one)}
+        assert ids.isdisjoint(case.case_id for case in cases(CONFIG, other))
         for topic in topics(CONFIG):
-            assert set(topic.openings[POOLS[one]]).isdisjoint(topic.openings[POOLS[other]])
+            assert set(topic.openings[one]).isdisjoint(topic.openings[other])
 
 
 def test_every_pool_has_openings_for_every_first_reply() -> None:
     for topic in topics(CONFIG):
         sizes = {pool: len(openings) for pool, openings in topic.openings.items()}
         assert sum(sizes.values()) == len({o for all_ in topic.openings.values() for o in all_})
-        assert sizes["unlabelled"] > sizes["labelled"] >= sizes["test"]
+        assert sizes["unlabelled"] > sizes["labelled"] >= sizes["test"] >= sizes["validation"]
         for pool in POOLS:
             assert {opening.first for opening in topic.openings[pool]} == {"info", "fix"}
 
@@ -344,9 +344,14 @@ def test_an_earlier_case_does_not_depend_on_how_many_follow_in_other_pools() -> 
 
 
 def test_the_written_tables_are_valid_and_complete(tmp_path: Path) -> None:
-    config = SimConfig(unlabelled_cases=40, labelled_cases=30, test_cases=20)
+    config = SimConfig(unlabelled_cases=40, labelled_cases=30, validation_cases=5, test_cases=20)
     folder = Location.of(tmp_path)
-    assert write_simulation(config, folder) == {"unlabelled": 40, "labelled": 30, "test": 20}
+    assert write_simulation(config, folder) == {
+        "unlabelled": 40,
+        "labelled": 30,
+        "validation": 5,
+        "test": 20,
+    }
     known = read_templates(folder / "templates.parquet")
     assert tuple(known.values()) == templates(config)
     for pool in POOLS:
@@ -363,7 +368,7 @@ def test_other_texts_are_another_simulation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = Location.of(tmp_path)
-    small = SimConfig(unlabelled_cases=2, labelled_cases=1, test_cases=1)
+    small = SimConfig(unlabelled_cases=2, labelled_cases=1, validation_cases=1, test_cases=1)
     kept = cached_simulation(small, cache)
     assert cached_simulation(small, cache) == kept
     assert cached_simulation(replace(small, seed=1), cache) != kept
