@@ -54,6 +54,7 @@ def execute(request: Request) -> None:
         work_of(job, request.work)
 
     from heliostat.cluster.ray_cluster import connect
+    from heliostat.train.warm_up import warm_up
 
     with open_run(request, job, loaded) as run:
         announce(run, loaded)
@@ -61,6 +62,8 @@ def execute(request: Request) -> None:
             # The job's imports take seconds, and so do Ray's processes.
             importing = pool.submit(work_of, job, request.work)
             connection = connect()
+            if connection.is_own and not loaded.config.resources.gpus_per_worker:
+                warm_up(loaded.config.resources.workers.high)
         try:
             summary = importing.result()(loaded.config, run)
         except UserError:

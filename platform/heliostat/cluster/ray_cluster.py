@@ -29,6 +29,8 @@ from heliostat.config.settings import settings
 from heliostat.errors import UserError
 
 _PROBE_TIMEOUT_S = 3.0
+_started: str | None = None
+"""Address of the cluster that this process started last."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,19 @@ def _signal_handlers_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
+def owns_cluster() -> bool:
+    """Whether the cluster that this process is connected to was started by it."""
+    import ray
+
+    if _started is None or not ray.is_initialized():
+        return False
+    return bool(ray.get_runtime_context().gcs_address == _started)
+
+
 def _start() -> Connection:
     import ray
 
+    global _started
     _provide_token()
     context = ray.init(
         address="local",
@@ -93,6 +105,7 @@ def _start() -> Connection:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    _started = context.address_info["gcs_address"]
     return _connection(context.address_info, is_own=True)
 
 
@@ -181,11 +194,29 @@ def _connection(address_info: dict[str, str], *, is_own: bool) -> Connection:
     )
 
 
-def worker_environment(gpu: bool) -> dict[str, str]:
-    """Variables of every training worker, for `RunConfig(worker_runtime_env={"env_vars": ...})`.
+def enter_worker(*, gpu: bool) -> None:
+    """Prepare this process for training or prediction; called first by what runs in a worker.
 
     Args:
-        gpu: whether workers were given a GPU.
+        gpu: whether the worker was given a GPU.
+    """
+    os.environ.update(worker_environment(gpu))
+
+
+def worker_runtime_env(*, gpu: bool) -> dict[str, dict[str, str]]:
+    """The runtime environment of a worker: one of its own only for workers with a GPU.
+
+    Ray cannot use a process that waits already for what has a runtime environment, and with a GPU
+    it must not: a process that once looked for GPUs without having one never sees any.
+    """
+    return {"env_vars": worker_environment(gpu)} if gpu else {}
+
+
+def worker_environment(gpu: bool) -> dict[str, str]:
+    """Variables of every process that trains or predicts.
+
+    Args:
+        gpu: whether it was given a GPU.
     """
     variables = {
         # DeepSpeed loads its checkpoints with full unpickling unless this forbids it.

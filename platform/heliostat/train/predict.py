@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from heliostat.cluster.ray_cluster import worker_environment
+from heliostat.cluster.ray_cluster import enter_worker, worker_runtime_env
 from heliostat.config.resources import ONE, ResourcesConfig
 from heliostat.data.stream import Sample, Stream
 from heliostat.errors import DataError
@@ -73,7 +73,7 @@ def predict(
     share = ray.remote(
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,
-        runtime_env={"env_vars": worker_environment(bool(resources.gpus_per_worker))},
+        runtime_env=worker_runtime_env(gpu=bool(resources.gpus_per_worker)),
     )(predict_share)
     parts = ray.get(
         [
@@ -99,6 +99,7 @@ def predict_share(
     use_gpu: bool,
 ) -> NDArray[np.float32]:
     """The outputs for some positions, in their order."""
+    enter_worker(gpu=use_gpu)
     device = torch.device("cuda" if use_gpu else "cpu")
     model = task.model()
     load_weights(model, weights)

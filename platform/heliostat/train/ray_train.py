@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 
-from heliostat.cluster.ray_cluster import worker_environment
+from heliostat.cluster.ray_cluster import owns_cluster, worker_runtime_env
 from heliostat.config.resources import ResourcesConfig
 from heliostat.errors import HeliostatError
 from heliostat.storage import Location
@@ -26,6 +26,8 @@ def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: s
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from heliostat.train.lean_trainer import LeanTrainer
+
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     filesystem, path = (spec.folder / "ray").filesystem()
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
@@ -34,7 +36,8 @@ def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: s
     if resources.memory_per_worker_gb is not None:
         per_worker["memory"] = resources.memory_per_worker_gb * 1e9
     low, high = resources.workers.low, resources.workers.high
-    trainer = TorchTrainer(
+    is_lean = owns_cluster() and low == high
+    trainer = (LeanTrainer if is_lean else TorchTrainer)(
         train_worker,
         train_loop_config={"spec": spec},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
@@ -55,7 +58,7 @@ def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: s
                 max_failures=spec.config.max_failures,
                 controller_failure_limit=START_TRIES,
             ),
-            worker_runtime_env={"env_vars": _environment(spec, resources)},
+            worker_runtime_env=_runtime_env(spec, resources),
         ),
     )
     result = trainer.fit()
@@ -71,9 +74,9 @@ def _tidy(bookkeeping: Location) -> None:
         logger.warning("%s could not be removed: %s", bookkeeping.uri, error)
 
 
-def _environment(spec: FitSpec, resources: ResourcesConfig) -> dict[str, str]:
-    variables = worker_environment(bool(resources.gpus_per_worker))
-    if spec.config.deterministic and resources.gpus_per_worker:
+def _runtime_env(spec: FitSpec, resources: ResourcesConfig) -> dict[str, dict[str, str]]:
+    environment = worker_runtime_env(gpu=bool(resources.gpus_per_worker))
+    if environment and spec.config.deterministic:
         # Without it cuBLAS may choose another order of summation from one start to the next.
-        variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    return variables
+        environment["env_vars"]["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    return environment

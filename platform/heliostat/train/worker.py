@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from heliostat.cluster.ray_cluster import enter_worker
 from heliostat.train.collectives import Ranks
 from heliostat.train.engine import prepare_deepspeed
 from heliostat.train.failure import is_collateral
@@ -28,11 +29,8 @@ def train_worker(loop_config: dict[str, FitSpec]) -> dict[str, Any]:
     """The train function of Ray Train; returns an `Outcome` as a dict."""
     import ray
 
-    # DeepSpeed's autotuner, which is never called, imports mlflow wherever it finds it: a fifth of
-    # the time that this worker takes to begin.
-    with _hidden("mlflow"):
-        prepare_deepspeed()
     spec = loop_config["spec"]
+    prepare_process(gpu=bool(spec.gpus_per_worker))
     ranks = current_ranks(spec)
     attempt: Attempt = ranks.broadcast(
         ray.get(spec.monitor.begin_attempt.remote()) if ranks.rank == 0 else None
@@ -52,6 +50,15 @@ def train_worker(loop_config: dict[str, FitSpec]) -> dict[str, Any]:
     finally:
         if loop is not None:
             loop.close()
+
+
+def prepare_process(*, gpu: bool) -> None:
+    """Variables and imports of a worker, before it knows what it will train."""
+    enter_worker(gpu=gpu)
+    # DeepSpeed's autotuner, which is never called, imports mlflow wherever it finds it: a fifth of
+    # the time that a worker takes to begin.
+    with _hidden("mlflow"):
+        prepare_deepspeed()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from heliostat.cluster.ray_cluster import (
     extensions_folder,
     split_address,
     worker_environment,
+    worker_runtime_env,
 )
 from heliostat.errors import UserError
 
@@ -24,7 +25,7 @@ import signal
 import sys
 from heliostat.cluster.cluster_reader import read_cluster, this_machine
 from heliostat.cluster.feasibility import InfeasibleError, ResourceRequest, require_feasible
-from heliostat.cluster.ray_cluster import connect
+from heliostat.cluster.ray_cluster import connect, owns_cluster
 from heliostat.cluster.doctor_ray import check_ray
 from heliostat.cluster.ray_internals import cluster_versions
 import ray
@@ -44,6 +45,7 @@ cluster = read_cluster()
 assert len(cluster.nodes) == 1
 assert cluster.cpus == this_machine().cpus >= 2
 assert connection.is_own and not again.is_own
+assert owns_cluster()
 assert connection.address == again.address
 assert connection.dashboard_url.startswith("http://")
 assert check_ray()[0].status == "ok"
@@ -56,6 +58,7 @@ else:
     raise AssertionError("not refused")
 connection.close()
 assert not ray.is_initialized()
+assert not owns_cluster()
 """
 
 
@@ -148,6 +151,11 @@ def test_workers_load_no_pickles_and_leave_gpus_alone_unless_given_one() -> None
     assert on_cpu["DS_ACCELERATOR"] == "cpu"
     assert on_cpu["CUDA_VISIBLE_DEVICES"] == ""
     assert not {"DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"} & set(on_gpu)
+
+
+def test_only_workers_with_a_gpu_need_processes_of_their_own() -> None:
+    assert worker_runtime_env(gpu=False) == {}
+    assert worker_runtime_env(gpu=True) == {"env_vars": worker_environment(gpu=True)}
 
 
 def test_extensions_are_kept_apart_by_torch_and_deepspeed_version() -> None:

@@ -43,10 +43,11 @@ def id_at(task: TinyTask, step: int, index: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "is_own"),
     [
-        pytest.param(replace(CONFIG, micro_batch=3, zero=ZERO[2]), id="ZeRO 2"),
-        pytest.param(replace(CONFIG, zero=ZERO[3]), id="ZeRO 3", marks=pytest.mark.slow),
+        pytest.param(replace(CONFIG, micro_batch=3, zero=ZERO[2]), False, id="ZeRO 2"),
+        pytest.param(replace(CONFIG, micro_batch=3, zero=ZERO[2]), True, id="own cluster"),
+        pytest.param(replace(CONFIG, zero=ZERO[3]), False, id="ZeRO 3", marks=pytest.mark.slow),
     ],
 )
 def test_after_kill_9_inside_an_accumulation_window_every_loss_is_bit_equal(
@@ -55,9 +56,12 @@ def test_after_kill_9_inside_an_accumulation_window_every_loss_is_bit_equal(
     tiny_task: TinyTask,
     tmp_path,
     caplog,
+    monkeypatch: pytest.MonkeyPatch,
     config,
+    is_own: bool,
 ) -> None:
     caplog.set_level(logging.WARNING)
+    monkeypatch.setattr("heliostat.train.ray_train.owns_cluster", lambda: is_own)
     accumulation = config.batch // config.micro_batch // 2
     # The last sample of worker 1 in step 7 is in its last micro batch.
     held = id_at(tiny_task, 7, CONFIG.batch - 1)
