@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from heliostat.config.resources import ResourcesConfig, TrackerConfig
 from heliostat.errors import ConfigError
+from heliostat.serve.config import ServeConfig
 from heliostat.train.config import FitConfig
 from heliostat.train.preflight import check_config
 from jobs.support_templates.contexts import ContextConfig
@@ -177,6 +178,25 @@ class ClaimConfig:
 
 
 @dataclass(frozen=True)
+class SuggestConfig:
+    """What the endpoint does besides classifying."""
+
+    templates: str | None = None
+    """Parquet file of today's reply templates: those retired since are not suggested any more;
+    null: the templates of the bundle."""
+    holdout_per_10_000: int = 200
+    """Pairs of advocate and case, of 10,000, that see no suggestions, to measure what they save."""
+    holdout_salt: str = "heliostat-holdout"
+    """Salt of the hash that chooses them; another salt is another holdout."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.holdout_per_10_000 <= 10_000:
+            raise ConfigError(
+                f"holdout_per_10_000 is {self.holdout_per_10_000}; expected 0 to 10000"
+            )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything a user can say about support_templates."""
 
@@ -200,6 +220,10 @@ class Config:
     """The encoder baseline."""
     claim: ClaimConfig = field(default_factory=ClaimConfig)
     """The experiment behind the claim."""
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    """The endpoint."""
+    suggest: SuggestConfig = field(default_factory=SuggestConfig)
+    """What the endpoint does besides classifying."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     """Workers and what each needs."""
     tracker: TrackerConfig = field(default_factory=TrackerConfig)

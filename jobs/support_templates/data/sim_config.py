@@ -29,11 +29,11 @@ class SimConfig:
     """Cases for early stopping, calibration and the choice of settings."""
     test_cases: int = 400
     """Cases for the final evaluation; about five labelled messages each."""
-    labelled_openings_share: float = 0.2
+    labelled_openings_share: float = 0.15
     """Share of all openings that only the labelled pool uses, 0 to 1."""
-    validation_openings_share: float = 0.1
+    validation_openings_share: float = 0.05
     """Share of all openings that only the validation pool uses, 0 to 1."""
-    test_openings_share: float = 0.2
+    test_openings_share: float = 0.15
     """Share of all openings that only the test pool uses, 0 to 1; the rest is unlabelled."""
     personal_share: float = 0.2
     """Share of customer messages that carry personal data, 0 to 1."""

@@ -160,6 +160,22 @@ def _running_here() -> str | None:
     return address
 
 
+def present_token() -> None:
+    """Let Ray's HTTP clients in this process show the token that is at hand, ours if no other.
+
+    Of itself a client sends none before it is told that the cluster wants one.
+    """
+    ours = _token_file()
+    if not ray_internals.has_auth_token() and ours.is_file():
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(ours)
+        ray_internals.forget_auth_token()
+    ray_internals.use_auth_token()
+
+
+def _token_file() -> Path:
+    return settings().home / "ray_token"
+
+
 def _provide_token() -> None:
     """Give a cluster of our own its token from our folder, so that none lands in `~/.ray`.
 
@@ -173,7 +189,7 @@ def _provide_token() -> None:
     except AuthenticationError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{reason} Or unset RAY_AUTH_TOKEN_PATH.") from None
-    path = settings().home / "ray_token"
+    path = _token_file()
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -195,6 +195,15 @@ def forget_auth_token() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
+def use_auth_token() -> None:
+    """Send the authentication token, if there is one, unless RAY_AUTH_MODE says otherwise."""
+    from ray._private.authentication import authentication_token_setup as setup
+
+    # It tells every time that authentication is on.
+    setup.logger.setLevel(logging.ERROR)
+    setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
 def upload_limit_bytes() -> int:
     """The largest body that Ray's dashboard accepts, and so the largest submitted folder."""
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE

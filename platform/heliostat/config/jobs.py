@@ -60,6 +60,14 @@ class JobEntry:
         """The module `job.py` with `run`, `claim` and `plan`; imports torch and Ray."""
         return self._module("job")
 
+    def has_endpoint(self) -> bool:
+        """Whether the job can be served."""
+        return (self.folder / "endpoint.py").is_file()
+
+    def endpoint_code(self) -> ModuleType:
+        """The module `endpoint.py` with `endpoint`; imports torch."""
+        return self._module("endpoint")
+
     def _module(self, name: str) -> ModuleType:
         path = self.folder / f"{name}.py"
         if not path.is_file():

@@ -1,0 +1,182 @@
+"""From a conversation to suggested templates, and one version of the classifier that does it.
+
+The order is that of training: redact with the bundle's redactor, cut the context as the bundle
+says, classify, divide by the temperature, mask what is retired, renormalise. Nothing here knows of
+HTTP.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heliostat.errors import BundleError
+from heliostat.runs.bundle import Bundle
+from jobs.support_templates.bundle import TemplateClassifier, open_classifier
+from jobs.support_templates.contexts import Window, context, context_texts, separator_tokens
+from jobs.support_templates.data.rows import Message, Template
+from jobs.support_templates.redaction.redactor import Redactor, build_redactor
+from jobs.support_templates.split import is_held_out
+from models.metrics import masked_probabilities
+
+PAD_TO = 16
+"""Contexts are padded to a multiple of this, so that few shapes occur."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation that is ready for the classifier."""
+
+    window: Window
+    redactions: Mapping[str, int]
+    """Replaced spans by kind."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Templates with their probabilities, the best first."""
+
+    template_ids: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class SuggestionModel:
+    """One version of the classifier, as the platform serves it."""
+
+    def __init__(self, bundle: Bundle, templates: Mapping[str, Template] | None) -> None:
+        """Open a version.
+
+        Args:
+            bundle: of the job.
+            templates: today's templates; None for those of the bundle.
+        """
+        self.classifier: TemplateClassifier = open_classifier(bundle)
+        self._settings = bundle.json("classifier.json")
+        self._redactor: Redactor = build_redactor(bool(self._settings.get("presidio", False)))
+        if self._redactor.version != self.classifier.redactor_version:
+            raise BundleError(
+                f"{bundle.source} was made with redactor {self.classifier.redactor_version}, and "
+                f"this is redactor {self._redactor.version}: train again, or serve it with the "
+                "version of Heliostat that made it"
+            )
+        self.templates = templates if templates is not None else self.classifier.templates
+        self._separator = separator_tokens(
+            self.classifier.context,
+            self.classifier.codec.encode,
+            self.classifier.codec.end_of_text,
+        )
+
+    # What the platform calls.
+
+    def cost(self, item: Conversation) -> int:
+        """Tokens of the context."""
+        return len(item.window.tokens)
+
+    def predict(self, items: Sequence[Conversation]) -> list[NDArray[np.float32]]:
+        """The logits of each context, [classes]."""
+        longest = max(len(item.window.tokens) for item in items)
+        width = -(-longest // PAD_TO) * PAD_TO
+        codec = self.classifier.codec
+        pad = codec.pad if codec.pad is not None else codec.end_of_text
+        ids = np.full((len(items), width), pad, dtype=np.int64)
+        mask = np.zeros((len(items), width), dtype=bool)
+        for row, item in enumerate(items):
+            tokens = item.window.tokens
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = True
+        with torch.inference_mode():
+            logits = self.classifier.model(
+                torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
+            )
+        return list(logits.float().numpy())
+
+    def example(self) -> Conversation:
+        """A context of full length."""
+        limit = self.classifier.context.max_tokens
+        window = Window(tuple([self.classifier.codec.end_of_text] * limit), 1, 1, False, False)
+        return Conversation(window, {})
+
+    def about(self) -> dict[str, object]:
+        """Labels, temperature, and how many templates are masked now."""
+        return {
+            "label_map_version": self.classifier.label_map.label_map_version,
+            "labels": len(self.classifier.label_map),
+            "temperature": self.classifier.temperature,
+            "masked_templates": int((~self._active).sum()),
+            "redactor_version": self.classifier.redactor_version,
+            "max_tokens": self.classifier.context.max_tokens,
+            "top5_at_release": self._settings.get("top5_at_release"),
+        }
+
+    def agreement(self, served: NDArray[np.float32], shadow: NDArray[np.float32]) -> float:
+        """Share of the five best labels that both name; versions with other labels share none."""
+        if len(served) != len(shadow):
+            return 0.0
+        first, second = (set(np.argsort(-logits)[:5].tolist()) for logits in (served, shadow))
+        return len(first & second) / max(1, len(first))
+
+    # What the route calls.
+
+    def read(self, messages: Sequence[Message]) -> Conversation | None:
+        """Redact and cut a conversation; None when nothing of it has a token."""
+        redactions: Counter[str] = Counter()
+        clean = []
+        for message in messages:
+            redaction = self._redactor.redact(message.text)
+            redactions.update(redaction.counts)
+            clean.append(replace(message, text=redaction.text))
+        tokens = self.classifier.codec.encode(context_texts(clean, self.classifier.context))
+        window = context(tokens, self._separator, self.classifier.context)
+        return None if window is None else Conversation(window, dict(redactions))
+
+    def rank(self, logits: NDArray[np.float32], leave_out: Collection[str] = ()) -> Ranking:
+        """Calibrated probabilities over the templates that may be suggested."""
+        active = self._active & self.classifier.label_map.active_mask(leave_out)
+        if not active.any():
+            return Ranking((), ())
+        probabilities = masked_probabilities(
+            torch.from_numpy(logits[None]), self.classifier.temperature, torch.from_numpy(active)
+        )[0].numpy()
+        # Stable, so that ties go to the lower label index.
+        order = np.argsort(-probabilities, kind="stable")[: int(active.sum())]
+        return Ranking(
+            tuple(self.classifier.label_map.name(int(index)) for index in order),
+            tuple(float(probabilities[index]) for index in order),
+        )
+
+    def title(self, template_id: str) -> str:
+        """What a template is called."""
+        template = self.templates.get(template_id)
+        return template.title if template is not None else template_id
+
+    @property
+    def _active(self) -> NDArray[np.bool_]:
+        """Labels whose template is in use now."""
+        now = datetime.now(UTC)
+        return self.classifier.label_map.active_mask(
+            [key for key, template in self.templates.items() if is_retired(template, now)]
+        )
+
+
+def is_retired(template: Template, now: datetime) -> bool:
+    """Whether a template has been withdrawn."""
+    if template.retired_at is not None:
+        return template.retired_at <= now
+    return template.status == "retired"
+
+
+def cohort(
+    advocate_id: str | None, case_id: str, salt: str, share_per_10_000: int
+) -> Literal["treatment", "holdout"]:
+    """`holdout` for the pairs that see no suggestions, else `treatment`."""
+    if advocate_id is None:
+        return "treatment"
+    is_out = is_held_out(advocate_id, case_id, salt, share_per_10_000)
+    return "holdout" if is_out else "treatment"

@@ -1,0 +1,194 @@
+"""`heliostat serve`: an endpoint from a bundle, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from typer.core import TyperGroup
+
+from heliostat.cli.arguments import JobName, Overrides
+from heliostat.cli.screen import note, say
+from heliostat.errors import ConfigError, UserError
+
+RUN = "run"
+
+
+class JobFirst(TyperGroup):
+    """A group whose first word may be a job: `heliostat serve JOB` is `heliostat serve run JOB`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the words mean."""
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            args = [RUN, *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(no_args_is_help=True, cls=JobFirst)
+
+Bundles = Annotated[
+    list[str],
+    typer.Option(
+        "--bundle",
+        metavar="BUNDLE[=PERCENT]",
+        help="Path or URI of a bundle; with a share, several make a canary.",
+    ),
+]
+Shadow = Annotated[
+    str | None,
+    typer.Option("--shadow", metavar="BUNDLE", help="Gets copies of requests; never answers."),
+]
+KeyFile = Annotated[Path, typer.Option("--file", metavar="FILE", help="The key file.")]
+Dashboard = Annotated[
+    str, typer.Option("--address", metavar="URL", help="The cluster's dashboard.")
+]
+DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
+DEFAULT_KEYS = Path("keys.json")
+
+
+@app.callback()
+def group() -> None:
+    """Serve a bundle over HTTP: heliostat serve JOB --bundle runs/NAME/bundle.
+
+    Keys: heliostat serve key NAME. For a cluster: heliostat serve build, then heliostat serve
+    deploy; deploying again with another bundle swaps it while requests go on.
+    """
+
+
+@app.command(RUN)
+def run(
+    job: JobName,
+    overrides: Overrides = None,
+    bundle: Bundles = [],  # noqa: B006 (typer reads the default and never changes it)
+    shadow: Shadow = None,
+) -> None:
+    """Serve on this machine until Ctrl-C."""
+    from heliostat.serve.local import lineup_lines, serving
+
+    words = list(overrides or ())
+    with serving(job, words, lineup_from(job, words, bundle, shadow)) as running:
+        for line in lineup_lines(running.url):
+            say(line)
+        say(f"page   {running.url}/")
+        say(f"API    {running.url}/docs")
+        if running.first_key is not None:
+            say(f"key    {running.first_key}")
+            note(f"This is the only time that the key is shown; {running.keys} has its hash.")
+        address = (
+            "" if running.dashboard == DEFAULT_DASHBOARD else f" --address {running.dashboard}"
+        )
+        say(f"change heliostat serve build, then heliostat serve deploy serve.yaml{address}")
+        say("Ctrl-C stops it.")
+        threading.Event().wait()
+
+
+@app.command()
+def build(
+    job: JobName,
+    overrides: Overrides = None,
+    bundle: Bundles = [],  # noqa: B006
+    shadow: Shadow = None,
+    out: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where to write it.")] = Path(
+        "serve.yaml"
+    ),
+) -> None:
+    """Write the YAML of an endpoint, for serve deploy or a RayService."""
+    from heliostat.serve.deployment import check, describe
+
+    words = list(overrides or ())
+    description = describe(job, words, lineup_from(job, words, bundle, shadow))
+    check(description, str(out))
+    out.write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
+    say(f"wrote {out}; next: heliostat serve deploy {out}")
+
+
+@app.command()
+def deploy(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What serve build wrote.")],
+    address: Dashboard = DEFAULT_DASHBOARD,
+) -> None:
+    """Start an endpoint on a running cluster, or change it while it answers.
+
+    Other bundles or shares take effect in place: no request is dropped, and when a bundle cannot
+    be loaded the versions before go on answering.
+    """
+    from heliostat.serve.deployment import address_of, deploy, read
+    from heliostat.serve.local import wait_for_lineup
+
+    description = read(file)
+    deploy(description, address)
+    url = address_of(description)
+    for version in wait_for_lineup(description, url):
+        say(version)
+    say(f"answers at {url}")
+
+
+@app.command()
+def status(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where the endpoint answers.")],
+) -> None:
+    """Show the versions of a running endpoint and their shares."""
+    from heliostat.serve.local import lineup_lines
+
+    for line in lineup_lines(url):
+        say(line)
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who will use the key.")],
+    file: KeyFile = DEFAULT_KEYS,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the key away.")] = False,
+) -> None:
+    """Make a key for an endpoint, shown once and kept only as a hash; or remove one."""
+    from heliostat.serve.keys import add_key, remove_key
+    from heliostat.storage import Location
+
+    if remove:
+        remove_key(Location.of(file), name)
+        say(f"removed {name} from {file}; deploy the endpoint again")
+        return
+    token = add_key(Location.of(file), name)
+    say(token)
+    note(f"This is the only time that the key is shown; {file} has its hash.")
+
+
+def lineup_from(
+    job: str, overrides: Sequence[str], bundles: Sequence[str], shadow: str | None
+) -> Any:
+    """The versions named on the command line; by default the newest bundle of the job's runs."""
+    from heliostat.serve.lineup import Lineup, Share
+    from heliostat.serve.local import newest_bundle, resolved
+
+    if not bundles:
+        return Lineup((Share(newest_bundle(job, overrides)),), _resolved(shadow, resolved))
+    shares = [_share(word) for word in bundles]
+    open_ = [name for name, percent in shares if percent is None]
+    given = sum(percent for _, percent in shares if percent is not None)
+    if len(open_) > 1:
+        raise UserError(
+            f"give a share to all bundles but one, such as {open_[1]}=10; {len(open_)} have none"
+        )
+    versions = tuple(
+        Share(resolved(name), 100 - given if percent is None else percent)
+        for name, percent in shares
+    )
+    return Lineup(versions, _resolved(shadow, resolved))
+
+
+def _resolved(bundle: str | None, resolve: Any) -> str | None:
+    return None if bundle is None else str(resolve(bundle))
+
+
+def _share(word: str) -> tuple[str, float | None]:
+    name, equals, percent = word.rpartition("=")
+    if not equals:
+        return word, None
+    try:
+        return name, float(percent)
+    except ValueError:
+        raise ConfigError(f"--bundle {word}: {percent!r} is no number of percent") from None

@@ -1,0 +1,108 @@
+"""The ASGI application of a replica: the job's routes, those of every endpoint, and the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from heliostat.serve.config import OFF, ServeConfig
+from heliostat.serve.contract import Endpoint
+from heliostat.serve.errors import add_handlers
+from heliostat.serve.gate import Gate, GateRules
+from heliostat.serve.keys import KeyRing, read_keys
+from heliostat.serve.page import api_page, front_page
+from heliostat.serve.rate_limit import RateLimit
+from heliostat.serve.service import Service
+from heliostat.serve.telemetry import Telemetry
+from heliostat.storage import Location
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+PAGES = ("/", "/docs", "/openapi.json", "/favicon.ico")
+
+
+def build_app(
+    endpoint: Endpoint, service: Service, config: ServeConfig, telemetry: Telemetry, replicas: int
+) -> Gate:
+    """The whole application.
+
+    Args:
+        endpoint: the job's side.
+        service: its versions.
+        config: of the endpoint.
+        telemetry: where answers are counted.
+        replicas: how many replicas share the rate of a key.
+    """
+    app = _application(endpoint, service, is_open=config.keys == OFF)
+    paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
+    per_minute = config.limits.requests_per_minute
+    rules = GateRules(
+        keys=None if config.keys == OFF else KeyRing(read_keys(Location.of(config.keys))),
+        rate=None if per_minute is None else RateLimit(per_minute / replicas),
+        body_bytes=int(config.limits.body_mb * 1e6),
+        request_s=config.limits.request_s,
+        open_paths=frozenset((*PAGES, "/healthz", f"{endpoint.prefix}/healthz")),
+    )
+
+    def observe(route: str, status: int, key: str, seconds: float) -> None:
+        telemetry.request(route, status, key, seconds)
+        telemetry.waiting(service.waiting)
+
+    return Gate(app, rules, observe, paths)
+
+
+def _application(endpoint: Endpoint, service: Service, *, is_open: bool) -> FastAPI:
+    from fastapi import FastAPI
+    from starlette.responses import HTMLResponse, Response
+
+    app = FastAPI(title=endpoint.title, docs_url=None, redoc_url=None)
+    add_handlers(app)
+    prefix = endpoint.prefix
+    app.include_router(endpoint.router(service), prefix=prefix)
+
+    def health() -> dict[str, Any]:
+        """Without paths: anybody may ask."""
+        status = service.status()
+        versions = [
+            {"version": one["version"], "percent": one["percent"]} for one in status["versions"]
+        ]
+        is_refused = status["refused_lineup"] is not None
+        return {
+            "status": "ok",
+            "versions": versions,
+            "shadow": status["shadow"],
+            "refused_lineup": is_refused,
+        }
+
+    @app.get(f"{prefix}/healthz", tags=["operation"])
+    async def healthz() -> dict[str, Any]:
+        """Whether it answers, with which versions; needs no key."""
+        return health()
+
+    @app.get(f"{prefix}/model", tags=["operation"])
+    async def model() -> dict[str, Any]:
+        """The versions that answer, and what is known of the newest one."""
+        newest = service.newest
+        about: Mapping[str, object] = newest.model.about()
+        return {**service.status(), "version": newest.name, **about}
+
+    @app.get(f"{prefix}/shadow", tags=["operation"])
+    async def shadow() -> dict[str, Any]:
+        """How far the shadow agrees with the versions that answer."""
+        return {"shadow": service.status()["shadow"], **service.shadow_report.to_json()}
+
+    @app.get("/healthz", include_in_schema=False)
+    async def plain_healthz() -> dict[str, Any]:
+        return health()
+
+    @app.get("/", include_in_schema=False)
+    async def front() -> Response:
+        card = service.newest.bundle.path("README.md").read_text(encoding="utf-8")
+        return HTMLResponse(front_page(endpoint, card, needs_key=not is_open))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(api_page(app.openapi()))
+
+    return app

@@ -1,0 +1,187 @@
+"""Dynamic batching: requests that wait together are computed together.
+
+A batch begins when the model is free. It takes what waits, oldest first, up to a number of items
+and of tokens. It waits for more, `wait_s` at most, only while fewer are there than the last batch
+had: a client alone is never kept waiting, and clients that answer each other's batches find each
+other again. (Wait time and size are the usual two limits; that the wait depends on the last batch
+is ours.)
+
+One bad item fails alone: when a batch raises, its items are computed one by one. An item whose
+client has gone is left out. All methods but `close` belong to one event loop; the model runs in one
+thread, so it never runs twice at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from heliostat.serve.errors import ApiError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """How much is computed at a time, and how much may wait."""
+
+    items: int
+    tokens: int
+    wait_s: float
+    queue: int
+    """Items that may wait; one more is refused."""
+
+
+@dataclass
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    cost: int
+    future: asyncio.Future[Result]
+
+
+@dataclass
+class BatchStatistics:
+    """What a batcher has done since it was made."""
+
+    batches: int = 0
+    items: int = 0
+    refused: int = 0
+    abandoned: int = 0
+    """Items whose client went before they were computed."""
+    last_size: int = 0
+    seconds_a_batch: float = field(default=0.05)
+    """Recent mean."""
+
+
+class Batcher(Generic[Item, Result]):
+    """Batches the calls of one model."""
+
+    def __init__(
+        self,
+        compute: Callable[[Sequence[Item]], Sequence[Result]],
+        limits: BatchLimits,
+        thread: ThreadPoolExecutor,
+        observe: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        """Make a batcher.
+
+        Args:
+            compute: the model; blocking.
+            limits: of a batch and of the queue.
+            thread: what `compute` runs in; shared by the versions of a model.
+            observe: told the size of every batch.
+        """
+        self._compute, self._limits, self._thread = compute, limits, thread
+        self._observe = observe
+        self._queue: deque[_Waiting[Item, Result]] = deque()
+        self._arrived = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self.statistics = BatchStatistics()
+
+    @property
+    def waiting(self) -> int:
+        """Items in the queue."""
+        return len(self._queue)
+
+    async def submit(self, item: Item, cost: int) -> Result:
+        """The model's result for an item.
+
+        Raises:
+            ApiError: 503 when the queue is full.
+        """
+        if len(self._queue) >= self._limits.queue:
+            self.statistics.refused += 1
+            raise ApiError(503, "too many requests wait", retry_after_s=self._drain_s())
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(item, cost, future))
+        self._arrived.set()
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await future
+
+    def _drain_s(self) -> float:
+        batches = len(self._queue) / max(1, self._limits.items)
+        return max(1.0, batches * self.statistics.seconds_a_batch)
+
+    async def _work(self) -> None:
+        """Compute batches until nothing waits."""
+        while self._queue:
+            await self._gather()
+            batch = self._take()
+            if not batch:
+                continue
+            began = time.perf_counter()
+            await self._run(batch)
+            self._note(len(batch), time.perf_counter() - began)
+
+    async def _gather(self) -> None:
+        """Wait a little for as many as last time."""
+        hoped = min(self.statistics.last_size, self._limits.items)
+        until = asyncio.get_running_loop().time() + self._limits.wait_s
+        while len(self._queue) < hoped:
+            self._arrived.clear()
+            left = until - asyncio.get_running_loop().time()
+            if left <= 0:
+                return
+            try:
+                await asyncio.wait_for(self._arrived.wait(), left)
+            except TimeoutError:
+                return
+
+    def _take(self) -> list[_Waiting[Item, Result]]:
+        batch: list[_Waiting[Item, Result]] = []
+        tokens = 0
+        while self._queue and len(batch) < self._limits.items:
+            entry = self._queue[0]
+            if entry.future.done():
+                self.statistics.abandoned += 1
+                self._queue.popleft()
+                continue
+            if batch and tokens + entry.cost > self._limits.tokens:
+                break
+            tokens += entry.cost
+            batch.append(self._queue.popleft())
+        return batch
+
+    async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:
+        items = [entry.item for entry in batch]
+        try:
+            results = await self._call(items)
+        except Exception as error:
+            if len(batch) == 1:
+                _fail(batch[0].future, error)
+                return
+            for entry in batch:
+                if not entry.future.done():
+                    await self._run([entry])
+            return
+        for entry, result in zip(batch, results, strict=True):
+            if not entry.future.done():
+                entry.future.set_result(result)
+
+    async def _call(self, items: Sequence[Item]) -> Sequence[Result]:
+        results = await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._compute, items
+        )
+        if len(results) != len(items):
+            raise RuntimeError(f"the model gave {len(results)} results for {len(items)} items")
+        return results
+
+    def _note(self, size: int, seconds: float) -> None:
+        statistics = self.statistics
+        statistics.batches += 1
+        statistics.items += size
+        statistics.last_size = size
+        statistics.seconds_a_batch += 0.2 * (seconds - statistics.seconds_a_batch)
+        self._observe(size)
+
+
+def _fail(future: asyncio.Future[Result], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

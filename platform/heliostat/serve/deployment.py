@@ -1,0 +1,234 @@
+"""The YAML of an endpoint: written, checked strictly, and handed to Ray Serve.
+
+Serve accepts keys that it does not know, so a typing error would be ignored in silence. Here every
+key must be one of Serve's, the arguments must be a config that the job accepts, and every bundle of
+the lineup must verify.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from heliostat.cluster.ray_cluster import present_token
+from heliostat.config.int_range import IntRange
+from heliostat.config.jobs import find_job
+from heliostat.config.load import load_config
+from heliostat.config.nearest import nearest_names
+from heliostat.errors import ConfigError, Fault, UserError
+from heliostat.runs.bundle import load_bundle
+from heliostat.serve.config import OFF, ServeConfig, serve_config
+from heliostat.serve.keys import read_keys
+from heliostat.serve.lineup import Lineup, lineup_of
+from heliostat.storage import Location
+
+IMPORT_PATH = "heliostat.serve.replica:build"
+DEPLOYMENT = "endpoint"
+HEADROOM = 64
+"""Requests beyond queue and batches that Serve hands to a replica, so that the replica is the one
+that refuses, at once and in our words."""
+POLL_S = 0.25
+
+
+def describe(job: str, overrides: Sequence[str], lineup: Lineup) -> dict[str, Any]:
+    """The YAML of an endpoint as plain values.
+
+    Args:
+        job: its name.
+        overrides: `key=value` words of the job's config.
+        lineup: the versions, with absolute paths or URIs.
+    """
+    config = serve_config(load_config(find_job(job), None, overrides, []).config)
+    http: dict[str, Any] = {"host": config.http.host, "port": config.http.port}
+    if config.http.tls_key is not None:
+        http |= {
+            "ssl_keyfile": str(Path(config.http.tls_key).resolve()),
+            "ssl_certfile": str(Path(str(config.http.tls_certificate)).resolve()),
+        }
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": http,
+        "applications": [
+            {
+                "name": job,
+                "route_prefix": "/",
+                "import_path": IMPORT_PATH,
+                "args": {"job": job, "overrides": [*overrides, *_absolute(config, overrides)]},
+                "deployments": [{"name": DEPLOYMENT, **_options(config, lineup)}],
+            }
+        ],
+    }
+
+
+def check(raw: object, file: str) -> Mapping[str, Any]:
+    """The YAML, every key and value of it checked; raises `ConfigError` naming the first fault."""
+    from pydantic import ValidationError
+    from ray.serve.schema import ServeDeploySchema
+
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{file} holds no mapping; expected what `heliostat serve build` writes")
+    _check_keys(raw, ServeDeploySchema, file)
+    try:
+        ServeDeploySchema.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{file}: {where}: {first['msg']}") from None
+    for application in raw["applications"]:
+        if application.get("import_path") == IMPORT_PATH:
+            _check_endpoint(application, file)
+    return raw
+
+
+def read(file: Path) -> Mapping[str, Any]:
+    """A YAML file, checked."""
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist; write one with heliostat serve build")
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+    return check(raw, str(file))
+
+
+def deploy(description: Mapping[str, Any], dashboard: str, limit_s: float = 180.0) -> None:
+    """Hand it to Serve, and wait until every application answers.
+
+    Args:
+        description: what `describe` or `read` gave.
+        dashboard: URL of the cluster's dashboard.
+        limit_s: how long to wait.
+
+    Raises:
+        UserError: the cluster refused it.
+        Fault: an application did not come up.
+    """
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+    from ray.exceptions import AuthenticationError
+
+    present_token()
+    try:
+        client = ServeSubmissionClient(dashboard)
+        client.deploy_applications(dict(description))
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the cluster at {dashboard} did not take the endpoint: {reason}") from None
+    names = [application["name"] for application in description["applications"]]
+    until = time.monotonic() + limit_s
+    while True:
+        details = client.get_serve_details()["applications"]
+        states = {name: details.get(name, {}) for name in names}
+        for name, state in states.items():
+            if state.get("status") in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise Fault(f"{name} did not start: {_why(state)}")
+        if all(state.get("status") == "RUNNING" for state in states.values()):
+            return
+        if time.monotonic() > until:
+            raise Fault(f"{', '.join(names)} did not start within {limit_s:g} s")
+        time.sleep(POLL_S)
+
+
+def address_of(description: Mapping[str, Any]) -> str:
+    """The URL that the endpoint answers at, from this machine."""
+    http = description.get("http_options", {})
+    host = http.get("host", "0.0.0.0")
+    scheme = "https" if http.get("ssl_keyfile") else "http"
+    return f"{scheme}://{'127.0.0.1' if host == '0.0.0.0' else host}:{http.get('port', 8000)}"
+
+
+def _options(config: ServeConfig, lineup: Lineup) -> dict[str, Any]:
+    most = config.limits.queue + 2 * config.batching.items + HEADROOM
+    return {
+        **_replicas(config.replicas, config.target_ongoing_requests),
+        "max_ongoing_requests": most,
+        "ray_actor_options": {
+            "num_cpus": config.cpus_per_replica,
+            "num_gpus": config.gpus_per_replica,
+        },
+        "graceful_shutdown_timeout_s": math.ceil(config.limits.request_s) + 5,
+        "user_config": lineup.to_json(),
+    }
+
+
+def _replicas(replicas: IntRange, target: float) -> dict[str, Any]:
+    if replicas.low == replicas.high:
+        return {"num_replicas": replicas.low}
+    return {
+        "autoscaling_config": {
+            "min_replicas": replicas.low,
+            "max_replicas": replicas.high,
+            "target_ongoing_requests": target,
+        }
+    }
+
+
+def _absolute(config: ServeConfig, overrides: Sequence[str]) -> list[str]:
+    """Paths as words of the config, absolute: a replica runs in another folder."""
+    words = []
+    if config.keys != OFF:
+        words.append(f"serve.keys={Location.of(config.keys).uri}")
+    if "://" not in config.events:
+        words.append(f"serve.events={Path(config.events).resolve()}")
+    return [word for word in words if word not in overrides]
+
+
+def _check_keys(raw: Mapping[str, Any], schema: Any, where: str) -> None:
+    """Refuse keys that Serve would ignore."""
+    known = schema.model_fields
+    for key, value in raw.items():
+        if key not in known:
+            near = nearest_names(str(key), list(known))
+            hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(known)}"
+            raise ConfigError(f"{where}: there is no key {key}; {hint}")
+        inner = _model_of(known[key].annotation)
+        if inner is not None and isinstance(value, Mapping):
+            _check_keys(value, inner, f"{where}: {key}")
+        elif inner is not None and isinstance(value, Sequence) and not isinstance(value, str):
+            for index, entry in enumerate(value):
+                if isinstance(entry, Mapping):
+                    _check_keys(entry, inner, f"{where}: {key}[{index}]")
+
+
+def _model_of(annotation: Any) -> Any:
+    """The pydantic model in an annotation such as `list[Model] | None`; None without one."""
+    from typing import get_args
+
+    from pydantic import BaseModel
+
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [_model_of(part) for part in get_args(annotation)]
+    return next((model for model in found if model is not None), None)
+
+
+def _check_endpoint(application: Mapping[str, Any], file: str) -> None:
+    """The parts of an application that are ours."""
+    name, args = application.get("name"), application.get("args", {})
+    if set(args) != {"job", "overrides"}:
+        raise ConfigError(f"{file}: {name}: args has {sorted(args)}; expected job and overrides")
+    try:
+        loaded = load_config(find_job(args["job"]), None, cast(list[str], args["overrides"]), [])
+        config = serve_config(loaded.config)
+        if config.keys != OFF:
+            read_keys(Location.of(config.keys))
+        deployments = application.get("deployments", [])
+        if [one.get("name") for one in deployments] != [DEPLOYMENT]:
+            raise ConfigError(f"expected one deployment, named {DEPLOYMENT}")
+        for bundle in lineup_of(deployments[0].get("user_config") or {}).bundles:
+            load_bundle(bundle, kind=args["job"])
+    except UserError as error:
+        raise ConfigError(f"{file}: {name}: {error}") from None
+
+
+def _why(state: Mapping[str, Any]) -> str:
+    """The cause that Serve gives, without the traceback around it."""
+    messages = [str(state.get("message", ""))]
+    messages += [str(one.get("message", "")) for one in state.get("deployments", {}).values()]
+    lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if "Error" in line and not line.startswith("File")]
+    return telling[-1] if telling else " ".join(lines)[:500] or "no reason was given"

@@ -1,0 +1,96 @@
+"""Errors of an endpoint: one JSON shape for all of them, and never a traceback.
+
+    {"error": {"code": "too_large", "message": "...", "field": null}}
+
+`code` is stable and for programs, `message` one sentence for people, `field` the path of the value
+that is wrong. No message repeats what the client sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.responses import Response
+
+CODES = {
+    400: "malformed",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    409: "conflict",
+    413: "too_large",
+    415: "unsupported_media_type",
+    422: "invalid",
+    429: "rate_limited",
+    500: "internal",
+    503: "overloaded",
+    504: "timed_out",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        field: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.field = status, message, field
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """The JSON body."""
+        code = CODES.get(self.status, "error")
+        return {"error": {"code": code, "message": self.message, "field": self.field}}
+
+    def headers(self) -> dict[str, str]:
+        """Headers that belong to it."""
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        return headers
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Give every error that a route or the framework raises our shape."""
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+    from starlette.responses import JSONResponse
+
+    def respond(error: ApiError) -> Response:
+        return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
+
+    @app.exception_handler(ApiError)
+    async def api_error(_: Any, error: ApiError) -> Response:
+        return respond(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(_: Any, error: RequestValidationError) -> Response:
+        return respond(validation(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(_: Any, error: HTTPException) -> Response:
+        return respond(ApiError(error.status_code, str(error.detail)))
+
+
+def validation(found: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first of pydantic's findings as an error; the input it quotes is left out."""
+    first = found[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "the body is not valid JSON")
+    where = [str(part) for part in first["loc"] if part != "body"]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return ApiError(422, f"{message}{more}", field=".".join(where) or None)

@@ -1,0 +1,150 @@
+"""An append-only log of events in a database: each kind and id once, kept before it is confirmed.
+
+A file is an SQLite database, which several replicas of one machine share; for several machines give
+the URL of a database server. Rows are never changed or deleted from here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import (
+    Column,
+    Engine,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    insert,
+    select,
+)
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from heliostat.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S = 0.25
+_METADATA = MetaData()
+_EVENTS = Table(
+    "events",
+    _METADATA,
+    Column("kind", String(32), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("at", String(40), nullable=False, index=True),
+    Column("body", Text, nullable=False),
+)
+
+
+class RepeatedEvent(Exception):
+    """An event of this kind and id is there already; it was kept as it was."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One row."""
+
+    kind: str
+    id: str
+    at: datetime
+    body: Mapping[str, object]
+
+
+class EventLog:
+    """A log of events; its methods may be called from any thread."""
+
+    def __init__(self, place: str) -> None:
+        """Open a log, making it where there is none.
+
+        Args:
+            place: a file, or a URL that SQLAlchemy knows.
+        """
+        self._engine = _engine(place)
+        self._later: list[dict[str, str]] = []
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._flush_often, name="events", daemon=True)
+        self._thread.start()
+
+    def append(self, kind: str, id_: str, body: Mapping[str, object]) -> None:
+        """Keep an event durably; raises `RepeatedEvent` when it is there already."""
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(insert(_EVENTS), _row(kind, id_, body))
+        except IntegrityError:
+            raise RepeatedEvent from None
+
+    def append_later(self, kind: str, id_: str, body: Mapping[str, object]) -> None:
+        """Keep an event within a moment, together with others; its id must be a new one."""
+        with self._lock:
+            self._later.append(_row(kind, id_, body))
+
+    def rows(self, kind: str, since: datetime | None = None) -> Iterator[Event]:
+        """The events of a kind, oldest first."""
+        self.flush()
+        query = select(_EVENTS).where(_EVENTS.c.kind == kind).order_by(_EVENTS.c.at)
+        if since is not None:
+            query = query.where(_EVENTS.c.at >= since.astimezone(UTC).isoformat())
+        with self._engine.connect() as connection:
+            for row in connection.execute(query):
+                yield Event(row.kind, row.id, datetime.fromisoformat(row.at), json.loads(row.body))
+
+    def flush(self) -> None:
+        """Keep what was left for later."""
+        with self._lock:
+            rows, self._later = self._later, []
+        if not rows:
+            return
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(insert(_EVENTS), rows)
+        except SQLAlchemyError as error:
+            logger.warning("%d events wait for the database: %s", len(rows), type(error).__name__)
+            with self._lock:
+                self._later = [*rows, *self._later]
+
+    def close(self) -> None:
+        """Keep what is left and disconnect."""
+        self._closing.set()
+        self._thread.join(timeout=10)
+        self.flush()
+        self._engine.dispose()
+
+    def _flush_often(self) -> None:
+        while not self._closing.wait(FLUSH_S):
+            self.flush()
+
+
+def _row(kind: str, id_: str, body: Mapping[str, object]) -> dict[str, str]:
+    at = datetime.now(UTC).isoformat(timespec="microseconds")
+    return {"kind": kind, "id": id_, "at": at, "body": json.dumps(body)}
+
+
+def _engine(place: str) -> Engine:
+    is_file = "://" not in place
+    if is_file:
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(f"sqlite:///{place}" if is_file else place)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _durable)
+    try:
+        _METADATA.create_all(engine)
+    except SQLAlchemyError as error:
+        raise ConfigError(f"events is {place}, which cannot be opened: {error}") from error
+    return engine
+
+
+def _durable(connection: object, _: object) -> None:
+    """Readers beside a writer, and a commit that survives a power cut."""
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

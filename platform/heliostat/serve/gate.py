@@ -1,0 +1,200 @@
+"""The gate before every route: request id, key, rate, size, time, and the last word on errors.
+
+Plain ASGI, because every request passes here. The body is read here, up to its limit, so that a
+route never sees one that is too large and a slow client holds no model. Errors that nobody foresaw
+are logged under the request id, without what the client sent, and answered without a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from heliostat.serve.errors import ApiError
+from heliostat.serve.keys import KeyRing
+from heliostat.serve.rate_limit import RateLimit
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+NOBODY = "none"
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
+
+
+@dataclass(frozen=True)
+class GateRules:
+    """What the gate demands."""
+
+    keys: KeyRing | None
+    """None lets everybody in."""
+    rate: RateLimit | None
+    body_bytes: int
+    request_s: float
+    open_paths: frozenset[str]
+    """Paths that need no key: health and the page."""
+
+
+@dataclass
+class _Passage:
+    """One request on its way."""
+
+    request_id: str
+    key: str = NOBODY
+    status: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+
+class Gate:
+    """ASGI middleware around the whole application."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        rules: GateRules,
+        observe: Callable[[str, int, str, float], None],
+        routes: frozenset[str],
+    ) -> None:
+        """Make a gate.
+
+        Args:
+            app: what lies behind it.
+            rules: what it demands.
+            observe: told route, status, key and seconds of every answer.
+            routes: the paths of the API; other paths are counted as one.
+        """
+        self._app, self._rules, self._observe, self._routes = app, rules, observe, routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        passage = _Passage(_request_id(headers))
+        scope.setdefault("state", {})["request_id"] = passage.request_id
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                passage.status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", passage.request_id.encode()),
+                ]
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self._rules.request_s):
+                self._admit(scope["path"], headers, passage)
+                body = await _body(receive, headers, self._rules.body_bytes)
+                await self._app(scope, _replay(body, receive), answer)
+        except ApiError as error:
+            await _refuse(error, passage, answer)
+        except TimeoutError:
+            await _refuse(ApiError(504, "the answer took too long"), passage, answer)
+        except _Gone:
+            passage.status = 499
+        except asyncio.CancelledError:
+            # The client has gone; nobody reads an answer.
+            passage.status = passage.status or 499
+            raise
+        except Exception:
+            logger.exception("request %s failed", passage.request_id)
+            await _refuse(ApiError(500, "something broke here"), passage, answer)
+        finally:
+            route = scope["path"] if scope["path"] in self._routes else "other"
+            self._observe(route, passage.status, passage.key, time.perf_counter() - passage.began)
+
+    def _admit(self, path: str, headers: dict[bytes, bytes], passage: _Passage) -> None:
+        if path in self._rules.open_paths:
+            return
+        if self._rules.keys is not None:
+            passage.key = _holder(self._rules.keys, headers.get(b"authorization", b""))
+        if self._rules.rate is not None:
+            wait_s = self._rules.rate.wait_s(passage.key, time.monotonic())
+            if wait_s:
+                raise ApiError(429, "this key has used up its rate", retry_after_s=wait_s)
+
+
+class _Gone(Exception):
+    """The client went before it had sent its request."""
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    """The client's own id where it is harmless, else a new one."""
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _holder(keys: KeyRing, header: bytes) -> str:
+    scheme, _, token = header.decode("latin-1").partition(" ")
+    if not header:
+        raise ApiError(401, "a key is needed: send it as Authorization: Bearer KEY")
+    if scheme.lower() != "bearer":
+        raise ApiError(401, "the header Authorization is not of the form Bearer KEY")
+    holder = keys.holder(token.strip())
+    if holder is None:
+        raise ApiError(403, "this key is not known here")
+    return holder
+
+
+async def _body(receive: Receive, headers: dict[bytes, bytes], most: int) -> bytes:
+    """The whole body; refused as soon as it is known to be too long."""
+    announced = headers.get(b"content-length", b"0")
+    too_large = ApiError(413, f"the body is larger than {most / 1e6:g} MB")
+    if announced.isdigit() and int(announced) > most:
+        raise too_large
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        part = message.get("body", b"")
+        size += len(part)
+        if size > most:
+            raise too_large
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Give the body once, then whatever the client does next."""
+    is_given = False
+
+    async def again() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def _refuse(error: ApiError, passage: _Passage, send: Send) -> None:
+    """Answer with an error, unless an answer has begun."""
+    if passage.status:
+        return
+    content = json.dumps(error.body()).encode()
+    headers: list[tuple[bytes, bytes]] = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+        *((name.encode(), value.encode()) for name, value in error.headers().items()),
+    ]
+    start: dict[str, Any] = {
+        "type": "http.response.start",
+        "status": error.status,
+        "headers": headers,
+    }
+    await send(start)
+    await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,133 @@
+"""An endpoint on this machine, and what an endpoint anywhere says of its versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heliostat.cluster.ray_cluster import connect
+from heliostat.config.jobs import find_job
+from heliostat.config.load import load_config
+from heliostat.config.output import resolve_output
+from heliostat.errors import Fault, UserError
+from heliostat.runs.bundle import load_bundle
+from heliostat.serve.config import OFF, serve_config
+from heliostat.serve.deployment import DEPLOYMENT, address_of, check, deploy, describe
+from heliostat.serve.keys import add_key
+from heliostat.serve.lineup import Lineup
+from heliostat.storage import Location
+
+LINEUP_WAIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """An endpoint that answers."""
+
+    url: str
+    dashboard: str
+    """Where `heliostat serve deploy` changes it."""
+    keys: str
+    first_key: str | None
+    """The key that was made for it, when there was no key file yet."""
+
+
+@contextmanager
+def serving(job: str, overrides: Sequence[str], lineup: Lineup) -> Iterator[Running]:
+    """An endpoint on a cluster of our own, for the length of the block."""
+    config = serve_config(load_config(find_job(job), None, list(overrides), []).config)
+    fresh = _first_key(config.keys)
+    description = describe(job, overrides, lineup)
+    check(description, "this endpoint")
+    if config.http.haproxy:
+        # Read when Ray's processes start.
+        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+    connection = connect("local")
+    try:
+        assert connection.dashboard_url is not None
+        deploy(description, connection.dashboard_url)
+        yield Running(address_of(description), connection.dashboard_url, config.keys, fresh)
+    finally:
+        connection.close()
+
+
+def _first_key(keys: str) -> str | None:
+    """Make the key file with a first key where there is none; returns that key."""
+    if keys == OFF or Location.of(keys).exists():
+        return None
+    return add_key(Location.of(keys), "first")
+
+
+def resolved(bundle: str) -> str:
+    """A bundle as the cluster will find it."""
+    return Location.of(bundle).uri if "://" in bundle else str(Path(bundle).resolve())
+
+
+def newest_bundle(job: str, overrides: Sequence[str]) -> str:
+    """The bundle of the job's newest run that has one."""
+    from heliostat.runs.listing import list_runs
+
+    config = load_config(find_job(job), None, list(overrides), []).config
+    place = resolve_output(config.out).place
+    for row in list_runs(place, job):
+        if (row.folder / "bundle" / "manifest.json").exists():
+            return resolved((row.folder / "bundle").uri.removeprefix("file://"))
+    raise UserError(
+        f"no run of {job} in {place.uri} has a bundle; train one (heliostat train {job}) or name "
+        "one with --bundle"
+    )
+
+
+def wait_for_lineup(description: Mapping[str, Any], url: str) -> list[str]:
+    """Wait until the endpoint answers with the versions of the description; says what it has.
+
+    Raises `Fault` when it refused them and goes on with those before.
+    """
+    wanted = description["applications"][0]["deployments"][0]
+    assert wanted["name"] == DEPLOYMENT
+    shares = {
+        load_bundle(one["bundle"]).version: one.get("percent", 100.0)
+        for one in wanted["user_config"]["versions"]
+    }
+    until = time.monotonic() + LINEUP_WAIT_S
+    while True:
+        health = _health(url)
+        if {one["version"]: one["percent"] for one in health["versions"]} == shares:
+            return _lines(health)
+        if health["refused_lineup"]:
+            raise Fault(
+                "the new versions could not be loaded; those before go on answering. The reason is "
+                "in the log of the replica and in GET .../model"
+            )
+        if time.monotonic() > until:
+            raise Fault(f"{url} did not take the new versions within {LINEUP_WAIT_S:g} s")
+        time.sleep(0.25)
+
+
+def lineup_lines(url: str) -> list[str]:
+    """The versions of a running endpoint, a line each."""
+    return _lines(_health(url))
+
+
+def _lines(health: Mapping[str, Any]) -> list[str]:
+    lines = [f"{one['percent']:g} %  version {one['version']}" for one in health["versions"]]
+    if health["shadow"]:
+        lines.append(f"shadow  version {health['shadow']}")
+    return lines
+
+
+def _health(url: str) -> dict[str, Any]:
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/healthz", timeout=10) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+    except (urllib.error.URLError, ValueError) as error:
+        raise UserError(f"no endpoint answers at {url}: {error}") from None

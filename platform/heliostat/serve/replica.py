@@ -1,0 +1,83 @@
+"""The one deployment of an endpoint, and how Ray Serve builds it.
+
+`build` is the import path in the YAML of `heliostat serve build`. What may change while the
+endpoint runs, its versions, is `user_config`, which Serve hands to every replica in place; the rest
+are `args`, and a change of them replaces the replicas one after another.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+
+from heliostat.config.jobs import find_job
+from heliostat.config.load import load_config
+from heliostat.serve.app import build_app
+from heliostat.serve.batcher import BatchLimits
+from heliostat.serve.config import serve_config
+from heliostat.serve.contract import Endpoint
+from heliostat.serve.lineup import lineup_of
+from heliostat.serve.service import Service
+from heliostat.serve.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+    from heliostat.serve.gate import Gate
+
+logger = logging.getLogger(__name__)
+
+DEPLOYMENT = "endpoint"
+"""Name of the deployment in every application."""
+
+
+@serve.deployment(name=DEPLOYMENT)
+@serve.ingress()
+class Replica:
+    """A replica: every version of the model, and the application in front of them."""
+
+    def __init__(self, job: str, overrides: list[str]) -> None:
+        import torch
+
+        loaded = load_config(find_job(job), None, overrides, [])
+        config = serve_config(loaded.config)
+        torch.set_num_threads(max(1, int(config.cpus_per_replica)))
+        self._telemetry = Telemetry(job)
+        endpoint: Endpoint = find_job(job).endpoint_code().endpoint(loaded.config)
+        limits = BatchLimits(
+            items=config.batching.items,
+            tokens=config.batching.tokens,
+            wait_s=config.batching.wait_ms / 1000,
+            queue=config.limits.queue,
+        )
+        self._service = Service(endpoint, limits, self._telemetry)
+        self._endpoint, self._config = endpoint, config
+        self._is_ready = False
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Take a lineup. The first must load; a later one that does not leaves the old in place."""
+        try:
+            await self._service.apply(lineup_of(user_config))
+        except Exception as error:
+            if not self._is_ready:
+                raise
+            logger.error("the new lineup was refused, the old one answers: %s", error)
+        self._is_ready = True
+
+    def __serve_build_asgi_app__(self) -> Gate:
+        """The application; called once by Serve, after the constructor."""
+        return build_app(
+            self._endpoint, self._service, self._config, self._telemetry, self._replicas()
+        )
+
+    def _replicas(self) -> int:
+        return self._config.replicas.high
+
+
+def build(args: Mapping[str, Any]) -> Application:
+    """The application that the YAML describes; called by Serve on the cluster."""
+    app: Application = Replica.bind(str(args["job"]), [str(word) for word in args["overrides"]])  # type: ignore[attr-defined]
+    return app

@@ -1,0 +1,196 @@
+"""The versions of a model in one replica: loading, choosing, computing, swapping, shadowing.
+
+A new lineup is loaded aside, warmed up and then takes the place of the old one in one assignment:
+requests that are under way keep the version they began with. When anything of it cannot be loaded,
+the old lineup stays and the failure is kept to be shown. Only the event loop changes anything here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from heliostat.errors import HeliostatError
+from heliostat.runs.bundle import Bundle, load_bundle
+from heliostat.serve.batcher import Batcher, BatchLimits
+from heliostat.serve.contract import Answer, Endpoint, Model
+from heliostat.serve.errors import ApiError
+from heliostat.serve.lineup import Lineup
+from heliostat.serve.shadow import ShadowReport
+from heliostat.serve.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+SHADOW_WAITING = 4
+"""A copy for the shadow is dropped when this many wait for it already."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A loaded version."""
+
+    bundle: Bundle
+    model: Model[Any, Any]
+    batcher: Batcher[Any, Any]
+
+    @property
+    def name(self) -> str:
+        """The version of the bundle."""
+        return self.bundle.version
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    lineup: Lineup
+    versions: dict[str, Version]
+    """By bundle, as the lineup names them."""
+
+    def chosen(self, sticky_key: str) -> Version:
+        return self.versions[self.lineup.versions[self.lineup.place(sticky_key)].bundle]
+
+    @property
+    def shadow(self) -> Version | None:
+        return self.versions[self.lineup.shadow] if self.lineup.shadow else None
+
+
+class Service:
+    """What the routes of a job call."""
+
+    def __init__(self, endpoint: Endpoint, limits: BatchLimits, telemetry: Telemetry) -> None:
+        self._endpoint, self._limits, self._telemetry = endpoint, limits, telemetry
+        # One thread for the model: its operations use the replica's CPUs themselves.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._aside = ThreadPoolExecutor(2, thread_name_prefix="aside")
+        self._loaded: _Loaded | None = None
+        self._failure: str | None = None
+        self._changing = asyncio.Lock()
+        self._shadows: set[asyncio.Task[None]] = set()
+        self.shadow_report = ShadowReport()
+
+    async def predict(
+        self,
+        prepare: Callable[[Version], Any],
+        *,
+        sticky_key: str | None = None,
+    ) -> Answer[Any]:
+        """The answer of the version that the key belongs to.
+
+        Args:
+            prepare: makes the model's item from what the route was given; called in a thread, for
+                each version that gets the item.
+            sticky_key: requests with the same key get the same version; None: any.
+
+        Raises:
+            ApiError: 503 when too many requests wait.
+        """
+        loaded = self._require()
+        version = loaded.chosen(sticky_key or uuid.uuid4().hex)
+        item = await self.aside(partial(prepare, version))
+        result = await version.batcher.submit(item, version.model.cost(item))
+        if loaded.shadow is not None:
+            self._copy_to(loaded.shadow, prepare, result)
+        return Answer(result, version.name)
+
+    async def aside(self, work: Callable[[], Any]) -> Any:
+        """Run something that takes a while in a thread, so that the event loop stays free."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
+
+    def version(self, name: str) -> Version:
+        """A version that answers now, by its name."""
+        return next(v for v in self._require().versions.values() if v.name == name)
+
+    @property
+    def newest(self) -> Version:
+        """The last version of the lineup."""
+        loaded = self._require()
+        return loaded.versions[loaded.lineup.versions[-1].bundle]
+
+    async def apply(self, lineup: Lineup) -> None:
+        """Change the lineup; raises what loading raised, after which the old one still answers."""
+        async with self._changing:
+            loaded = self._loaded
+            known = loaded.versions if loaded is not None else {}
+            try:
+                fresh = {
+                    bundle: await self.aside(partial(self._open, bundle))
+                    for bundle in lineup.bundles
+                    if bundle not in known
+                }
+            except Exception as error:
+                self._failure = _sentence(error)
+                raise
+            versions = {bundle: fresh.get(bundle) or known[bundle] for bundle in lineup.bundles}
+            if loaded is None or lineup.shadow != loaded.lineup.shadow:
+                self.shadow_report = ShadowReport()
+            self._failure = None
+            self._loaded = _Loaded(lineup, versions)
+
+    def status(self) -> dict[str, Any]:
+        """The lineup that answers, and why the newest one does not, if so; JSON."""
+        loaded = self._require()
+        shadow = loaded.shadow
+        return {
+            "versions": [
+                {
+                    "version": loaded.versions[share.bundle].name,
+                    "bundle": share.bundle,
+                    "percent": share.percent,
+                }
+                for share in loaded.lineup.versions
+            ],
+            "shadow": shadow.name if shadow is not None else None,
+            "refused_lineup": self._failure,
+        }
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the model."""
+        return sum(version.batcher.waiting for version in self._require().versions.values())
+
+    def _require(self) -> _Loaded:
+        if self._loaded is None:
+            raise ApiError(503, "the model is being loaded", retry_after_s=5)
+        return self._loaded
+
+    def _open(self, bundle: str) -> Version:
+        """Load a version and let it compute once; in a thread."""
+        found = load_bundle(bundle)
+        model = self._endpoint.open(found)
+        model.predict([model.example()])
+        batcher = Batcher(
+            model.predict,
+            self._limits,
+            self._thread,
+            partial(self._telemetry.batch, version=found.version),
+        )
+        return Version(found, model, batcher)
+
+    def _copy_to(self, shadow: Version, prepare: Callable[[Version], Any], served: Any) -> None:
+        if shadow.batcher.waiting >= SHADOW_WAITING:
+            self.shadow_report.dropped += 1
+            return
+        task = asyncio.create_task(self._compare(shadow, prepare, served))
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
+
+    async def _compare(
+        self, shadow: Version, prepare: Callable[[Version], Any], served: Any
+    ) -> None:
+        try:
+            item = await self.aside(partial(prepare, shadow))
+            result = await shadow.batcher.submit(item, shadow.model.cost(item))
+            self.shadow_report.add(shadow.model.agreement(served, result))
+        except Exception as error:
+            # Nobody waits for a shadow's answer.
+            self.shadow_report.failed += 1
+            logger.warning("the shadow %s failed: %s", shadow.name, type(error).__name__)
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, HeliostatError) else type(error).__name__

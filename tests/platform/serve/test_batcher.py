@@ -1,0 +1,166 @@
+"""Dynamic batching: limits, waiting, bad items, clients that have gone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from heliostat.serve.batcher import Batcher, BatchLimits
+from heliostat.serve.errors import ApiError
+
+LIMITS = BatchLimits(items=4, tokens=100, wait_s=0.05, queue=8)
+
+
+class Doubling:
+    """A model that doubles numbers, when it is let through the gate, and refuses 13."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, items: Sequence[int]) -> list[int]:
+        assert self.gate.wait(10)
+        self.batches.append(list(items))
+        if 13 in items:
+            raise ValueError("thirteen")
+        return [2 * item for item in items]
+
+
+def play(
+    limits: BatchLimits, story: Callable[[Batcher[int, int], Doubling], Coroutine[Any, Any, None]]
+) -> Doubling:
+    model = Doubling()
+    with ThreadPoolExecutor(1) as thread:
+
+        async def run() -> None:
+            await asyncio.wait_for(story(Batcher(model, limits, thread), model), 20)
+
+        asyncio.run(run())
+    return model
+
+
+async def started(
+    batcher: Batcher[int, int], items: Sequence[int], cost: int = 1
+) -> list[asyncio.Task[int]]:
+    """Submit in order; returns when all wait or are computed."""
+    tasks = [asyncio.create_task(batcher.submit(item, cost)) for item in items]
+    await asyncio.sleep(0)
+    return tasks
+
+
+def test_what_waits_while_the_model_is_busy_is_computed_together_up_to_the_limit() -> None:
+    async def story(batcher: Batcher[int, int], model: Doubling) -> None:
+        model.gate.clear()
+        first = await started(batcher, [0])
+        while batcher.waiting:
+            await asyncio.sleep(0)
+        rest = await started(batcher, range(1, 7))
+        model.gate.set()
+        assert await asyncio.gather(*first, *rest) == [0, 2, 4, 6, 8, 10, 12]
+
+    assert play(LIMITS, story).batches == [[0], [1, 2, 3, 4], [5, 6]]
+
+
+def test_a_batch_holds_no_more_tokens_than_allowed_but_one_item_always() -> None:
+    async def story(batcher: Batcher[int, int], model: Doubling) -> None:
+        model.gate.clear()
+        tasks = await started(batcher, [0])
+        while batcher.waiting:
+            await asyncio.sleep(0)
+        tasks += await started(batcher, [1, 2], cost=60)
+        tasks += await started(batcher, [3], cost=500)
+        model.gate.set()
+        await asyncio.gather(*tasks)
+
+    assert play(LIMITS, story).batches == [[0], [1], [2], [3]]
+
+
+def test_a_client_alone_is_never_kept_waiting() -> None:
+    slow = BatchLimits(items=4, tokens=100, wait_s=30, queue=8)
+
+    async def story(batcher: Batcher[int, int], model: Doubling) -> None:
+        for item in range(3):
+            assert await batcher.submit(item, 1) == 2 * item
+
+    assert play(slow, story).batches == [[0], [1], [2]]
+
+
+def test_clients_that_were_together_find_each_other_again() -> None:
+    patient = BatchLimits(items=4, tokens=100, wait_s=10, queue=8)
+
+    async def story(batcher: Batcher[int, int], model: Doubling) -> None:
+        await asyncio.gather(*await started(batcher, [1, 2, 3]))
+        again = await started(batcher, [4])
+        await asyncio.sleep(0.05)
+        again += await started(batcher, [5, 6])
+        await asyncio.gather(*again)
+
+    assert play(patient, story).batches == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_the_wait_for_others_ends() -> None:
+    async def story(batcher: Batcher[int, int], model: Doubling) -> None:
+        await asyncio.gather(*await started(batcher, [1, 2, 3]))
+        assert await batcher.submit(4, 1) == 8
+
+    assert play(LIMITS, story).batches == [[1, 2, 3], [4]]
+
+
+def test_one_bad_item_fails_alone() -> None:
+    async def story(batcher: Batcher[int, int], model: Doubling) -> None:
+        found = await asyncio.gather(*await started(batcher, [1, 13, 3]), return_exceptions=True)
+        assert (found[0], found[2]) == (2, 6)
+        assert isinstance(found[1], ValueError)
+
+    play(LIMITS, story)
+
+
+def test_a_client_that_has_gone_frees_its_place() -> None:
+    async def story(batcher: Batcher[int, int], model: Doubling) -> None:
+        model.gate.clear()
+        first = await started(batcher, [0])
+        while batcher.waiting:
+            await asyncio.sleep(0)
+        gone, stays = await started(batcher, [1, 2])
+        gone.cancel()
+        await asyncio.sleep(0)
+        model.gate.set()
+        assert await stays == 4
+        await asyncio.gather(*first)
+        assert batcher.statistics.abandoned == 1
+
+    assert play(LIMITS, story).batches == [[0], [2]]
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_again() -> None:
+    async def story(batcher: Batcher[int, int], model: Doubling) -> None:
+        model.gate.clear()
+        tasks = await started(batcher, [0])
+        while batcher.waiting:
+            await asyncio.sleep(0)
+        tasks += await started(batcher, range(LIMITS.queue))
+        with pytest.raises(ApiError) as refused:
+            await batcher.submit(99, 1)
+        assert refused.value.status == 503
+        assert int(refused.value.headers()["retry-after"]) >= 1
+        model.gate.set()
+        await asyncio.gather(*tasks)
+        assert batcher.statistics.refused == 1
+
+    play(LIMITS, story)
+
+
+def test_a_model_that_gives_too_few_results_fails_every_item() -> None:
+    async def story() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            batcher: Batcher[int, int] = Batcher(lambda items: [], LIMITS, thread)
+            with pytest.raises(RuntimeError, match="0 results for 1 items"):
+                await asyncio.wait_for(batcher.submit(1, 1), 10)
+
+    asyncio.run(story())

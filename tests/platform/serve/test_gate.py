@@ -1,0 +1,190 @@
+"""The gate: keys, rates, sizes, times, request ids, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from heliostat.serve.errors import ApiError
+from heliostat.serve.gate import Gate, GateRules
+from heliostat.serve.keys import Key, KeyRing, digest_of
+from heliostat.serve.rate_limit import RateLimit
+
+TOKENS = {"crm": "hs_first", "shop": "hs_second"}
+RING = KeyRing([Key(name, digest_of(token)) for name, token in TOKENS.items()])
+SECRET = "my card number is 4111"
+Seen = list[tuple[str, int, str]]
+
+
+def rules(**changes: Any) -> GateRules:
+    given: dict[str, Any] = {
+        "keys": RING,
+        "rate": None,
+        "body_bytes": 100,
+        "request_s": 5.0,
+        "open_paths": frozenset({"/healthz"}),
+    }
+    return GateRules(**(given | changes))
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the body; some paths misbehave."""
+    message = await receive()
+    if scope["path"] == "/raises":
+        raise RuntimeError(SECRET)
+    if scope["path"] == "/refuses":
+        raise ApiError(409, "no", field="a.b")
+    if scope["path"] == "/slow":
+        await asyncio.sleep(60)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": message["body"]})
+
+
+def ask(
+    gate_rules: GateRules,
+    path: str = "/echo",
+    *,
+    body: bytes | list[bytes] = b"{}",
+    token: str | None = TOKENS["crm"],
+    headers: dict[str, str] | None = None,
+    app: Callable[..., Awaitable[None]] = echo,
+    seen: Seen | None = None,
+) -> tuple[int, dict[str, str], bytes]:
+    """One request through the gate; status, headers and body of the answer."""
+    given = dict(headers or {})
+    if token is not None:
+        given["authorization"] = f"Bearer {token}"
+    parts = [body] if isinstance(body, bytes) else body
+    incoming = [
+        {"type": "http.request", "body": part, "more_body": index < len(parts) - 1}
+        for index, part in enumerate(parts)
+    ]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return incoming.pop(0) if incoming else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    def observe(route: str, status: int, key: str, seconds: float) -> None:
+        if seen is not None:
+            seen.append((route, status, key))
+
+    gate = Gate(app, gate_rules, observe, frozenset({"/echo"}))
+    scope = {
+        "type": "http",
+        "path": path,
+        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+    }
+    asyncio.run(gate(scope, receive, send))
+    start = sent[0]
+    found = {name.decode(): value.decode() for name, value in start["headers"]}
+    return start["status"], found, b"".join(part["body"] for part in sent[1:])
+
+
+def error_of(body: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(body)["error"]
+    assert set(found) == {"code", "message", "field"}
+    return found
+
+
+def test_every_key_of_the_ring_opens_and_is_named_in_the_metrics() -> None:
+    seen: Seen = []
+    for token in TOKENS.values():
+        status, _, body = ask(rules(), token=token, body=b"hello", seen=seen)
+        assert (status, body) == (200, b"hello")
+    assert seen == [("/echo", 200, "crm"), ("/echo", 200, "shop")]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({}, 401, "unauthorized"),
+        ({"authorization": "Basic abc"}, 401, "unauthorized"),
+        ({"authorization": "Bearer hs_wrong"}, 403, "forbidden"),
+        ({"authorization": "Bearer "}, 403, "forbidden"),
+    ],
+)
+def test_without_a_known_key_nothing_is_read(
+    headers: dict[str, str], status: int, code: str
+) -> None:
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("the route was reached")
+
+    found = ask(rules(), token=None, headers=headers, app=never)
+    assert found[0] == status
+    assert error_of(found[2])["code"] == code
+    assert ("www-authenticate" in found[1]) == (status == 401)
+
+
+def test_health_needs_no_key_and_keys_can_be_switched_off() -> None:
+    assert ask(rules(), "/healthz", token=None)[0] == 200
+    assert ask(rules(keys=None), token=None)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"x" * 101, {}),
+        ([b"x" * 60, b"x" * 60], {}),
+        (b"", {"content-length": "101"}),
+    ],
+)
+def test_a_body_that_is_too_large_is_refused(body: Any, headers: dict[str, str]) -> None:
+    status, _, answer = ask(rules(), body=body, headers=headers)
+    assert status == 413
+    assert error_of(answer)["code"] == "too_large"
+
+
+def test_a_body_in_parts_arrives_whole() -> None:
+    assert ask(rules(), body=[b"ab", b"", b"cd"])[2] == b"abcd"
+
+
+def test_a_key_that_asks_too_often_is_told_when_to_come_again() -> None:
+    limited = rules(rate=RateLimit(2))
+    assert [ask(limited)[0] for _ in range(2)] == [200, 200]
+    status, headers, body = ask(limited)
+    assert status == 429
+    assert 1 <= int(headers["retry-after"]) <= 30
+    assert error_of(body)["code"] == "rate_limited"
+    assert ask(limited, token=TOKENS["shop"])[0] == 200
+
+
+def test_an_answer_that_takes_too_long_is_given_up() -> None:
+    status, _, body = ask(rules(request_s=0.05), "/slow")
+    assert status == 504
+    assert error_of(body)["code"] == "timed_out"
+
+
+def test_a_fault_is_logged_under_the_request_id_and_answered_without_its_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    status, headers, body = ask(rules(), "/raises", headers={"x-request-id": "abc-1"})
+    assert status == 500
+    assert SECRET.encode() not in body
+    assert b"Traceback" not in body
+    assert headers["x-request-id"] == "abc-1"
+    assert "abc-1" in caplog.text
+
+
+def test_a_routes_own_error_keeps_its_field() -> None:
+    status, _, body = ask(rules(), "/refuses")
+    assert status == 409
+    assert error_of(body) == {"code": "conflict", "message": "no", "field": "a.b"}
+
+
+def test_a_harmful_request_id_is_replaced() -> None:
+    headers = ask(rules(), headers={"x-request-id": "a b\tc"})[1]
+    assert len(headers["x-request-id"]) == 32
+
+
+def test_paths_that_a_client_made_up_are_counted_as_one() -> None:
+    seen: Seen = []
+    ask(rules(), "/made-up-1", seen=seen)
+    ask(rules(), "/made-up-2", seen=seen)
+    assert {route for route, _, _ in seen} == {"other"}
