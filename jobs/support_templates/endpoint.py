@@ -123,7 +123,7 @@ class SupportEndpoint:
 
         # One case stays with one version.
         answer = await service.predict(prepare, sticky_key=request.case_id)
-        model = service.version(answer.version).model
+        version, model = answer.version.name, answer.version.model
         assert isinstance(model, SuggestionModel)
         _check_used(request, model)
         group = cohort(
@@ -147,13 +147,13 @@ class SupportEndpoint:
         self._log.append_later(
             PREDICTION,
             suggestion_id,
-            _prediction(request, group, answer.version, model, ranking, reason is not None),
+            _prediction(request, group, version, model, ranking, reason is not None),
         )
-        conversation = read[answer.version]
+        conversation = read[version]
         window = conversation.window
         return SuggestAnswer(
             suggestion_id=suggestion_id,
-            model_version=answer.version,
+            model_version=version,
             label_map_version=model.classifier.label_map.label_map_version,
             cohort=group,
             suggestions=[] if group == HOLDOUT else suggestions,

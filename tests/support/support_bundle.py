@@ -29,7 +29,13 @@ MAX_TOKENS = 96
 
 
 def write_support_bundle(
-    folder: Path, seed: int, *, leave_out: int = 0, width: int = 32, layers: int = 1
+    folder: Path,
+    seed: int,
+    *,
+    leave_out: int = 0,
+    width: int = 32,
+    layers: int = 1,
+    redactor_version: str = REDACTOR_VERSION,
 ) -> str:
     """Write a bundle whose weights come from a seed; returns its version.
 
@@ -39,6 +45,7 @@ def write_support_bundle(
         leave_out: labels that this version does not have.
         width: of the decoder.
         layers: of the decoder.
+        redactor_version: that it says it was made with.
     """
     texts = [
         message.text for case in simulate(SIMULATION, "unlabelled") for message in case.messages
@@ -57,7 +64,7 @@ def write_support_bundle(
         "pooling": "last",
         "context": asdict(ContextConfig(max_tokens=MAX_TOKENS)),
         "temperature": 1.5,
-        "redactor_version": REDACTOR_VERSION,
+        "redactor_version": redactor_version,
         "presidio": False,
         "split_salt": "salt",
         "top5_at_release": 0.9,

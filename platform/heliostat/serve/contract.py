@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastapi import APIRouter
 
     from heliostat.runs.bundle import Bundle
-    from heliostat.serve.service import Service
+    from heliostat.serve.service import Service, Version
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -85,5 +85,5 @@ class Answer(Generic[Result]):
     """What a version of the model says."""
 
     result: Result
-    version: str
-    """The version of the bundle."""
+    version: Version
+    """The one that said it; by now it may have left the lineup."""

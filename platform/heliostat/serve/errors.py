@@ -80,6 +80,11 @@ def add_handlers(app: FastAPI) -> None:
     async def validation_error(_: Any, error: RequestValidationError) -> Response:
         return respond(validation(error.errors()))
 
+    @app.exception_handler(Exception)
+    async def fault(_: Any, error: Exception) -> Response:
+        # It is raised on afterwards, and logged by the gate.
+        return respond(ApiError(500, "something broke here"))
+
     @app.exception_handler(HTTPException)
     async def http_error(_: Any, error: HTTPException) -> Response:
         return respond(ApiError(error.status_code, str(error.detail)))

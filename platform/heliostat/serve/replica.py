@@ -7,6 +7,7 @@ are `args`, and a change of them replaces the replicas one after another.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from heliostat.serve.app import build_app
 from heliostat.serve.batcher import BatchLimits
 from heliostat.serve.config import serve_config
 from heliostat.serve.contract import Endpoint
-from heliostat.serve.lineup import lineup_of
+from heliostat.serve.lineup import Lineup, lineup_of
 from heliostat.serve.service import Service
 from heliostat.serve.telemetry import Telemetry
 
@@ -56,16 +57,28 @@ class Replica:
         self._service = Service(endpoint, limits, self._telemetry)
         self._endpoint, self._config = endpoint, config
         self._is_ready = False
+        self._changes: set[asyncio.Task[None]] = set()
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Take a lineup. The first must load; a later one that does not leaves the old in place."""
+        """Take a lineup. The first must load; a later one that does not leaves the old in place.
+
+        Serve sends a replica no requests until this returns, so a later lineup is loaded in the
+        background while the old one answers.
+        """
+        lineup = lineup_of(user_config)
+        if not self._is_ready:
+            await self._service.apply(lineup)
+            self._is_ready = True
+            return
+        change = asyncio.create_task(self._change(lineup))
+        self._changes.add(change)
+        change.add_done_callback(self._changes.discard)
+
+    async def _change(self, lineup: Lineup) -> None:
         try:
-            await self._service.apply(lineup_of(user_config))
+            await self._service.apply(lineup)
         except Exception as error:
-            if not self._is_ready:
-                raise
             logger.error("the new lineup was refused, the old one answers: %s", error)
-        self._is_ready = True
 
     def __serve_build_asgi_app__(self) -> Gate:
         """The application; called once by Serve, after the constructor."""

@@ -95,15 +95,11 @@ class Service:
         result = await version.batcher.submit(item, version.model.cost(item))
         if loaded.shadow is not None:
             self._copy_to(loaded.shadow, prepare, result)
-        return Answer(result, version.name)
+        return Answer(result, version)
 
     async def aside(self, work: Callable[[], Any]) -> Any:
         """Run something that takes a while in a thread, so that the event loop stays free."""
         return await asyncio.get_running_loop().run_in_executor(self._aside, work)
-
-    def version(self, name: str) -> Version:
-        """A version that answers now, by its name."""
-        return next(v for v in self._require().versions.values() if v.name == name)
 
     @property
     def newest(self) -> Version:

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
-from heliostat.serve.errors import ApiError
+from heliostat.serve.errors import ApiError, add_handlers
 from heliostat.serve.gate import Gate, GateRules
 from heliostat.serve.keys import Key, KeyRing, digest_of
 from heliostat.serve.rate_limit import RateLimit
@@ -53,6 +54,7 @@ def ask(
     headers: dict[str, str] | None = None,
     app: Callable[..., Awaitable[None]] = echo,
     seen: Seen | None = None,
+    method: str = "POST",
 ) -> tuple[int, dict[str, str], bytes]:
     """One request through the gate; status, headers and body of the answer."""
     given = dict(headers or {})
@@ -79,6 +81,8 @@ def ask(
     scope = {
         "type": "http",
         "path": path,
+        "method": method,
+        "query_string": b"",
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
     }
     asyncio.run(gate(scope, receive, send))
@@ -170,6 +174,21 @@ def test_a_fault_is_logged_under_the_request_id_and_answered_without_its_text(
     assert b"Traceback" not in body
     assert headers["x-request-id"] == "abc-1"
     assert "abc-1" in caplog.text
+
+
+def test_errors_of_an_application_behind_the_gate_have_one_shape() -> None:
+    app = FastAPI()
+    add_handlers(app)
+
+    @app.get("/fault")
+    async def fault() -> None:
+        raise RuntimeError(SECRET)
+
+    for path, status in (("/fault", 500), ("/nowhere", 404)):
+        found = ask(rules(), path, app=app, method="GET")
+        assert found[0] == status
+        error_of(found[2])
+        assert SECRET.encode() not in found[2]
 
 
 def test_a_routes_own_error_keeps_its_field() -> None:

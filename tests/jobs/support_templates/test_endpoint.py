@@ -1,0 +1,381 @@
+"""The endpoint over HTTP: a real client against `heliostat serve` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_job import command_environment
+from ray_head import free_ports
+from support_bundle import write_support_bundle
+
+from jobs.support_templates.split import is_held_out
+
+ROOT = Path(__file__).parents[3]
+START_S = 120
+WORDS = ("card", "refund", "transfer", "password", "charge", "statement", "fee", "limit")
+
+
+@dataclass
+class Served:
+    """A running endpoint."""
+
+    url: str
+    folder: Path
+    process: subprocess.Popen[str]
+    key: str
+    dashboard: str
+    versions: dict[str, str]
+    """Version of each bundle in the folder."""
+    log: list[str] = field(default_factory=list)
+
+    def ask(
+        self, path: str, body: object = None, *, key: str | None = "", method: str | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of an answer."""
+        data = (
+            body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        )
+        headers = {"content-type": "application/json"}
+        if key is not None:
+            headers["authorization"] = f"Bearer {key or self.key}"
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def suggest(self, text: str = "my card was declined", **more: Any) -> dict[str, Any]:
+        """An answer that must be one."""
+        status, answer = self.ask("/v1/support/suggest", conversation(text, **more))
+        assert status == 200, answer
+        return answer
+
+    def deploy(self, *bundles: str, shadow: str | None = None) -> subprocess.CompletedProcess[str]:
+        """`heliostat serve build` and `deploy` with other bundles of the folder."""
+        words = [word for bundle in bundles for word in ("--bundle", bundle)]
+        words += ["--shadow", shadow] if shadow else []
+        built = self.heliostat("serve", "build", "support_templates", *self.settings, *words)
+        assert built.returncode == 0, built.stderr
+        return self.heliostat("serve", "deploy", "serve.yaml", "--address", self.dashboard)
+
+    @property
+    def settings(self) -> list[str]:
+        return [f"serve.http.port={self.url.rpartition(':')[2]}"]
+
+    def heliostat(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "heliostat.cli.main", *words],
+            cwd=self.folder,
+            env=environment(self.folder),
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+
+
+def environment(folder: Path) -> dict[str, str]:
+    given = command_environment(folder)
+    return {**given, "PYTHONPATH": f"{given['PYTHONPATH']}{os.pathsep}{ROOT}"}
+
+
+def conversation(text: str, **more: Any) -> dict[str, Any]:
+    return {"case_id": "case", "messages": [{"role": "customer", "text": text}], **more}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    versions = {
+        name: write_support_bundle(folder / name, seed, leave_out=out)
+        for name, seed, out in (("one", 1, 0), ("two", 2, 3), ("three", 3, 0))
+    }
+    (port,) = free_ports(1)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "heliostat.cli.main",
+            "serve",
+            "support_templates",
+            f"serve.http.port={port}",
+            "--bundle",
+            "one",
+        ],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said: list[str] = []
+    timer = threading.Timer(START_S, process.kill)
+    timer.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        said.append(line)
+        if "Ctrl-C" in line:
+            break
+    timer.cancel()
+    text = "".join(said)
+    assert "Ctrl-C" in text, text
+    key, address = re.search(r"hs_\S+", text), re.search(r"--address (\S+)", text)
+    assert key is not None
+    dashboard = address[1] if address else "http://127.0.0.1:8265"
+    yield Served(f"http://127.0.0.1:{port}", folder, process, key[0], dashboard, versions, said)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+
+
+@pytest.fixture
+def one(served: Served) -> Iterator[Served]:
+    """The endpoint with its first version alone, afterwards too."""
+    yield served
+    assert served.deploy("one").returncode == 0
+
+
+def test_suggestions_are_ranked_probabilities_with_titles(served: Served) -> None:
+    answer = served.suggest("a refund for my card, mail ann@example.org", k=7)
+    assert answer["model_version"] == served.versions["one"]
+    suggestions = answer["suggestions"]
+    assert [one["rank"] for one in suggestions] == list(range(1, 8))
+    probabilities = [one["probability"] for one in suggestions]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert 0 < sum(probabilities) <= 1
+    assert all(one["title"] != one["template_id"] for one in suggestions)
+    assert answer["cohort"] == "treatment"
+    assert answer["abstained"] is False
+    assert answer["abstain_reason"] is None
+    assert answer["redactions"] == {"EMAIL": 1}
+    context = answer["context"]
+    assert context["messages_total"] == context["messages_used"] == 1
+    assert not context["truncated"]
+    assert context["tokens_used"] > 5
+
+
+def test_retired_templates_are_masked_and_the_rest_renormalised(served: Served) -> None:
+    _, model = served.ask("/v1/support/model")
+    assert model["masked_templates"] > 0
+    everything = served.suggest(k=20, min_probability=0.0)["suggestions"]
+    names = [one["template_id"] for one in everything]
+    used = names[:2]
+    fewer = served.suggest(k=20, exclude_used=True, used_template_ids=used)["suggestions"]
+    left = 1 - sum(one["probability"] for one in everything[:2])
+    assert [one["template_id"] for one in fewer][:18] == names[2:]
+    for before, after in zip(everything[2:], fewer, strict=False):
+        assert after["probability"] == pytest.approx(before["probability"] / left, rel=1e-6)
+    assert served.suggest(k=20, used_template_ids=used)["suggestions"] == everything
+
+
+def test_it_abstains_when_it_is_not_sure_or_nothing_is_left(served: Served) -> None:
+    unsure = served.suggest(min_probability=0.99)
+    assert (unsure["abstained"], unsure["abstain_reason"]) == (True, "low_confidence")
+    assert unsure["suggestions"] == []
+    labels = json.loads((served.folder / "one" / "label_map.json").read_text())["labels"]
+    nothing = served.suggest(exclude_used=True, used_template_ids=labels)
+    assert (nothing["abstained"], nothing["abstain_reason"]) == (True, "all_masked")
+
+
+def test_the_holdout_sees_nothing_and_is_the_share_it_should_be(served: Served) -> None:
+    held = next(
+        name
+        for name in (f"advocate-{number}" for number in range(10_000))
+        if is_held_out(name, "case", "heliostat-holdout", 200)
+    )
+    answer = served.suggest(advocate_id=held)
+    assert (answer["cohort"], answer["abstain_reason"]) == ("holdout", "holdout")
+    assert answer["suggestions"] == []
+    assert answer["suggestion_id"]
+
+
+def test_an_answer_does_not_depend_on_what_is_computed_beside_it(served: Served) -> None:
+    texts = [" ".join(WORDS[: 1 + number % 8]) for number in range(48)]
+
+    def ranking(text: str) -> dict[str, float]:
+        answer = served.suggest(text, k=20)
+        return {one["template_id"]: one["probability"] for one in answer["suggestions"]}
+
+    alone = {text: ranking(text) for text in set(texts)}
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(ranking, texts))
+    for text, found in zip(texts, together, strict=True):
+        assert found == pytest.approx(alone[text], abs=1e-5)
+
+
+BAD = "never repeat this text"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "where"),
+    [
+        (b'{"case_id": ', 400, "malformed", None),
+        ({"case_id": "c", "messages": []}, 422, "invalid", "messages"),
+        ({"messages": [{"role": "customer", "text": BAD}]}, 422, "invalid", "case_id"),
+        (
+            {"case_id": "c", "messages": [{"role": BAD, "text": BAD}]},
+            422,
+            "invalid",
+            "messages.0.role",
+        ),
+        (
+            {"case_id": "c", "messages": [{"role": "system", "text": " \n"}]},
+            422,
+            "invalid",
+            "messages",
+        ),
+        (conversation(BAD, k=0), 422, "invalid", "k"),
+        (conversation(BAD, k=21), 422, "invalid", "k"),
+        (conversation(BAD, min_probability=1.5), 422, "invalid", "min_probability"),
+        (conversation(BAD, kk=1), 422, "invalid", "kk"),
+        (
+            conversation(BAD, used_template_ids=["general.greet", "none"]),
+            422,
+            "invalid",
+            "used_template_ids.1",
+        ),
+        (conversation("x" * 20_001), 422, "invalid", "messages.0.text"),
+        (b"x" * 2_000_001, 413, "too_large", None),
+    ],
+)
+def test_a_mistake_has_a_code_and_a_field_and_repeats_nothing(
+    served: Served, body: Any, status: int, code: str, where: str | None
+) -> None:
+    got, answer = served.ask("/v1/support/suggest", body)
+    assert (got, answer["error"]["code"]) == (status, code)
+    assert answer["error"]["field"] == where
+    assert BAD not in json.dumps(answer)
+
+
+def test_keys_are_needed_but_for_health_and_the_page(served: Served) -> None:
+    body = conversation("hello")
+    assert served.ask("/v1/support/suggest", body, key=None)[0] == 401
+    assert served.ask("/v1/support/suggest", body, key="hs_wrong")[0] == 403
+    assert served.ask("/v1/support/model", key=None)[0] == 401
+    status, health = served.ask("/v1/support/healthz", key=None)
+    assert (status, health["status"]) == (200, "ok")
+    assert str(served.folder) not in json.dumps(health)
+    with urllib.request.urlopen(served.url + "/", timeout=30) as page:
+        assert b"Reply suggestions" in page.read()
+    assert served.key not in "".join((served.folder / "keys.json").read_text())
+
+
+def test_the_first_feedback_counts_and_a_second_is_refused(served: Served) -> None:
+    suggestion = served.suggest()["suggestion_id"]
+    event = {
+        "suggestion_id": suggestion,
+        "chosen_template_id": "brand.new",
+        "selection_time_ms": 900,
+        "edited": False,
+    }
+    assert served.ask("/v1/support/feedback", event)[0] == 202
+    status, answer = served.ask("/v1/support/feedback", event)
+    assert (status, answer["error"]["code"]) == (409, "conflict")
+    late = {**event, "suggestion_id": "x", "selection_time_ms": -1}
+    assert served.ask("/v1/support/feedback", late)[0] == 422
+    _, lifecycle = served.ask("/v1/support/lifecycle")
+    assert lifecycle["new_templates"] == {"brand.new": 1}
+    assert lifecycle["out_of_map_rate"] == 1.0
+    assert lifecycle["should_retrain"] is True
+
+
+def test_a_swap_and_a_canary_drop_no_request_and_cases_stay_with_their_version(one: Served) -> None:
+    stop = threading.Event()
+    seen: list[tuple[str, int, str]] = []
+
+    def client(number: int) -> None:
+        turn = 0
+        while not stop.is_set():
+            case = f"case-{number}-{turn % 40}"
+            turn += 1
+            status, answer = one.ask("/v1/support/suggest", conversation("a fee", case_id=case))
+            seen.append((case, status, answer.get("model_version", "")))
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(client, number) for number in range(4)]
+        assert one.deploy("one", "two=25").returncode == 0
+        canary_from = len(seen)
+        until = time.monotonic() + 5
+        while len(seen) < canary_from + 400 and time.monotonic() < until + 60:
+            stop.wait(0.05)
+        canary_to = len(seen)
+        assert one.deploy("three").returncode == 0
+        swapped_from = len(seen) + 8
+        while len(seen) < swapped_from + 100:
+            stop.wait(0.05)
+        stop.set()
+        for done in clients:
+            done.result(60)
+    assert {status for _, status, _ in seen} == {200}
+    during = seen[canary_from + 8 : canary_to]
+    version_of: dict[str, set[str]] = {}
+    for case, _, version in during:
+        version_of.setdefault(case, set()).add(version)
+    assert all(len(versions) == 1 for versions in version_of.values())
+    share = sum(v == {one.versions["two"]} for v in version_of.values()) / len(version_of)
+    assert 0.25 - 3 * (0.25 * 0.75 / len(version_of)) ** 0.5 < share
+    assert share < 0.25 + 3 * (0.25 * 0.75 / len(version_of)) ** 0.5
+    assert {version for _, _, version in seen[swapped_from:]} == {one.versions["three"]}
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one_answering(one: Served) -> None:
+    bundle = one.folder / "one"
+    broken = one.folder / "broken"
+    write_support_bundle(broken, 9, redactor_version="0")
+    done = one.deploy("broken")
+    assert done.returncode == 1
+    assert "could not be loaded; those before go on answering" in done.stderr
+    assert one.suggest()["model_version"] == one.versions["one"]
+    _, model = one.ask("/v1/support/model")
+    assert "redactor 0" in model["refused_lineup"]
+    changed = one.folder / "changed"
+    subprocess.run(["cp", "-r", str(bundle), str(changed)], check=True)
+    (changed / "label_map.json").write_text("{}")
+    done = one.heliostat(
+        "serve", "build", "support_templates", *one.settings, "--bundle", "changed"
+    )
+    assert done.returncode == 2
+    assert "label_map.json" in done.stderr
+
+
+def test_a_shadow_gets_copies_and_answers_nobody(one: Served) -> None:
+    assert one.deploy("one", shadow="three").returncode == 0
+    for number in range(20):
+        assert one.suggest(WORDS[number % 8])["model_version"] == one.versions["one"]
+    until = time.monotonic() + 20
+    while True:
+        _, report = one.ask("/v1/support/shadow")
+        if report["compared"] + report["dropped"] + report["failed"] == 20:
+            break
+        assert time.monotonic() < until, report
+        time.sleep(0.05)
+    assert report["shadow"] == one.versions["three"]
+    assert report["failed"] == 0
+    assert 0 <= report["mean_agreement"] <= 1
+
+
+def test_the_api_is_described(served: Served) -> None:
+    with urllib.request.urlopen(served.url + "/openapi.json", timeout=30) as answer:
+        paths = json.load(answer)["paths"]
+    assert set(paths) == {
+        f"/v1/support/{name}"
+        for name in ("suggest", "feedback", "lifecycle", "healthz", "model", "shadow")
+    }
+    with urllib.request.urlopen(served.url + "/docs", timeout=30) as answer:
+        text = answer.read().decode()
+    assert "used_template_ids" in text
+    assert "http" not in re.sub(r"https?://www\.w3\.org", "", text).replace(served.url, "")
