@@ -12,7 +12,7 @@ import yaml
 from typer.core import TyperGroup
 
 from heliostat.cli.arguments import JobName, Overrides
-from heliostat.cli.screen import note, say
+from heliostat.cli.screen import note, say, show_table
 from heliostat.errors import ConfigError, UserError
 
 RUN = "run"
@@ -192,3 +192,45 @@ def _share(word: str) -> tuple[str, float | None]:
         return name, float(percent)
     except ValueError:
         raise ConfigError(f"--bundle {word}: {percent!r} is no number of percent") from None
+
+
+@app.command()
+def load(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where the endpoint answers.")],
+    key: Annotated[
+        str | None,
+        typer.Option("--key", envvar="HELIOSTAT_KEY", help="A key; or set HELIOSTAT_KEY."),
+    ] = None,
+    rates: Annotated[
+        str, typer.Option("--rates", help="Requests a second, one run for each.")
+    ] = "1,2,5,10,20",
+    seconds: Annotated[float, typer.Option("--seconds", help="Length of each run.")] = 20.0,
+) -> None:
+    """Load-test an endpoint with the examples of its page; requests come at random, as in life."""
+    import asyncio
+
+    from heliostat.serve.load import load as load_once
+    from heliostat.serve.load import target_of
+
+    try:
+        wanted = [float(rate) for rate in rates.split(",")]
+    except ValueError:
+        raise ConfigError(f"--rates {rates}: expected numbers such as 1,5,20") from None
+    if min(wanted) <= 0 or seconds <= 0:
+        raise ConfigError(f"--rates {rates} --seconds {seconds:g}: expected numbers above 0")
+    target = asyncio.run(target_of(url))
+    found = [asyncio.run(load_once(target, key, rate, seconds)) for rate in wanted]
+    columns = ("requests/s", "sent", "peak minute, ms", "p50, ms", "p99, ms", "max, ms", "errors")
+    rows = [
+        (
+            one.rate,
+            one.sent,
+            round(one.peak_minute_ms, 1),
+            round(one.p50_ms, 1),
+            round(one.p99_ms, 1),
+            round(one.max_ms, 1),
+            ", ".join(f"{count} x {what}" for what, count in one.errors.items()) or "none",
+        )
+        for one in found
+    ]
+    show_table(f"{target.url}, {seconds:g} s each", columns, rows)

@@ -80,15 +80,10 @@ class Gate:
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         passage = _Passage(_request_id(headers))
-        scope.setdefault("state", {})["request_id"] = passage.request_id
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 passage.status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"x-request-id", passage.request_id.encode()),
-                ]
             await send(message)
 
         try:
@@ -129,7 +124,9 @@ class _Gone(Exception):
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
-    """The client's own id where it is harmless, else a new one."""
+    """The id that Serve or the client gave it, which Serve also answers with; where it would do
+    harm in a log, one that is not told.
+    """
     given = headers.get(b"x-request-id", b"")
     return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 

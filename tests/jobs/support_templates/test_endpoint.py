@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser, browse, chromium
 from example_job import command_environment
 from ray_head import free_ports
 from support_bundle import write_support_bundle
@@ -269,8 +270,10 @@ def test_keys_are_needed_but_for_health_and_the_page(served: Served) -> None:
     status, health = served.ask("/v1/support/healthz", key=None)
     assert (status, health["status"]) == (200, "ok")
     assert str(served.folder) not in json.dumps(health)
-    with urllib.request.urlopen(served.url + "/", timeout=30) as page:
+    asked = urllib.request.Request(served.url + "/", headers={"x-request-id": "mine-1"})
+    with urllib.request.urlopen(asked, timeout=30) as page:
         assert b"Reply suggestions" in page.read()
+        assert page.headers.get_all("x-request-id") == ["mine-1"]
     assert served.key not in "".join((served.folder / "keys.json").read_text())
 
 
@@ -366,6 +369,42 @@ def test_a_shadow_gets_copies_and_answers_nobody(one: Served) -> None:
     assert report["shadow"] == one.versions["three"]
     assert report["failed"] == 0
     assert 0 <= report["mean_agreement"] <= 1
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
+def test_the_page_shows_a_conversation_and_its_suggestions(served: Served, tmp_path: Path) -> None:
+    async def story(browser: Browser) -> dict[str, Any]:
+        await browser.open(served.url + "/")
+        await browser.until("document.querySelector('#versions').textContent.includes('version')")
+        await browser.run(f"document.querySelector('#key').value = {json.dumps(served.key)}")
+        await browser.run("document.querySelector('#example').value = '1'")
+        await browser.run("document.querySelector('#example').dispatchEvent(new Event('change'))")
+        await browser.run("document.querySelector('form button').click()")
+        await browser.until("document.querySelectorAll('#answers table tr').length === 5")
+        await browser.picture(tmp_path / "page.png")
+        answers = await browser.run("document.querySelector('#answers').innerText")
+        await browser.run("document.querySelector('#body').value = '{'")
+        await browser.run("document.querySelector('form button').click()")
+        await browser.until("document.querySelectorAll('#answers article').length === 2")
+        mistake = await browser.run("document.querySelector('#answers .error').innerText")
+        card = await browser.run("document.querySelector('.card').innerText")
+        return {
+            "answers": answers,
+            "mistake": mistake,
+            "card": card,
+            "requested": browser.requested,
+            "complaints": browser.complaints,
+        }
+
+    seen = browse(story)
+    assert "a transfer to my sister never arrived" in seen["answers"]
+    assert "1 EMAIL" in seen["answers"]
+    assert "5." in seen["answers"]
+    assert "not valid JSON" in seen["mistake"]
+    assert "Random weights, for tests." in seen["card"]
+    assert seen["complaints"] == []
+    assert all(url.startswith((served.url, "data:")) for url in seen["requested"])
+    assert (tmp_path / "page.png").stat().st_size > 20_000
 
 
 def test_the_api_is_described(served: Served) -> None:

@@ -168,11 +168,10 @@ def test_an_answer_that_takes_too_long_is_given_up() -> None:
 def test_a_fault_is_logged_under_the_request_id_and_answered_without_its_text(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    status, headers, body = ask(rules(), "/raises", headers={"x-request-id": "abc-1"})
+    status, _, body = ask(rules(), "/raises", headers={"x-request-id": "abc-1"})
     assert status == 500
     assert SECRET.encode() not in body
     assert b"Traceback" not in body
-    assert headers["x-request-id"] == "abc-1"
     assert "abc-1" in caplog.text
 
 
@@ -197,9 +196,9 @@ def test_a_routes_own_error_keeps_its_field() -> None:
     assert error_of(body) == {"code": "conflict", "message": "no", "field": "a.b"}
 
 
-def test_a_harmful_request_id_is_replaced() -> None:
-    headers = ask(rules(), headers={"x-request-id": "a b\tc"})[1]
-    assert len(headers["x-request-id"]) == 32
+def test_a_harmful_request_id_does_not_reach_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    ask(rules(), "/raises", headers={"x-request-id": "abc\nforged line"})
+    assert "forged" not in caplog.text
 
 
 def test_paths_that_a_client_made_up_are_counted_as_one() -> None:
