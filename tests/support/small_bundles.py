@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from heliostat.runs.bundle import save_bundle
+from heliostat.runs.bundle import Part, save_bundle
 from heliostat.runs.card import Card
 from heliostat.runs.inputs import Input
 from heliostat.storage import Location
@@ -19,6 +19,7 @@ def small_bundle(
     labels: Sequence[str] = ("a", "b"),
     metadata: Mapping[str, object] | None = None,
     weight: float = 0.0,
+    parts: Mapping[str, Part] | None = None,
 ) -> str:
     """Write a bundle of a few bytes; returns its version."""
     card = Card(
@@ -33,7 +34,11 @@ def small_bundle(
     return save_bundle(
         folder,
         weights={"w": torch.full((4,), weight)},
-        parts={"label_map.json": {"labels": list(labels)}, "words.txt": " ".join(labels)},
+        parts={
+            "label_map.json": {"labels": list(labels)},
+            "words.txt": " ".join(labels),
+            **(parts or {}),
+        },
         card=card,
         kind="demo-kind",
         metadata=metadata or {},

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from heliostat.runs.model_facts import ModelFacts
     from heliostat.runs.registry import Place
 
-MOST_METRICS = 4
+MOST_METRICS = 3
 """Metrics of a version that fit on a line of the list."""
 CHAMPION = "champion"
 

@@ -20,6 +20,7 @@ from heliostat.storage import Location
 
 _LARGEST_PART_BYTES = 1 << 20
 """JSON parts up to this size are compared key by key; a tokenizer's vocabulary is not."""
+_MOST_KEYS = 12
 _MOST_NAMED = 8
 _LONGEST_VALUE = 60
 
@@ -91,11 +92,21 @@ def _part_differences(
             rows.append(row)
             continue
         contents = (_json(left, name, left_manifest), _json(right, name, right_manifest))
-        rows += [
-            Difference(f"{name} {key}".strip(), _worded(*values))
-            for key, values in _unequal_keys(*contents)
-        ]
+        rows += _content_differences(name, *contents)
     return rows
+
+
+def _content_differences(name: str, left: object, right: object) -> list[Difference[str]]:
+    """The keys of a JSON part that differ; of very many only how many, and which came or went."""
+    if not (isinstance(left, Mapping) and isinstance(right, Mapping)):
+        return [Difference(name, _worded(left, right))]
+    keys = differences([flatten(left), flatten(right)])
+    if len(keys) > _MOST_KEYS:
+        changed = [key for key in left.keys() & right.keys() if left[key] != right[key]]
+        mine, theirs = list(left), list(right)
+        note = f"; {len(changed)} with other values" if changed else ""
+        return [Difference(name, (_own(mine, theirs) + note, _own(theirs, mine) + note))]
+    return [Difference(f"{name} {row.key}", _worded(*row.values)) for row in keys]
 
 
 def _is_small_json(name: str, *manifests: Manifest) -> bool:
@@ -113,13 +124,6 @@ def _json(bundle: Location, name: str, manifest: Manifest) -> object:
         raise UserError(f"{name} of the bundle {bundle} is no JSON: {error}") from error
 
 
-def _unequal_keys(left: object, right: object) -> list[tuple[str, tuple[object, object]]]:
-    if not (isinstance(left, Mapping) and isinstance(right, Mapping)):
-        return [("", (left, right))]
-    rows = differences([flatten(left), flatten(right)])
-    return [(row.key, (row.values[0], row.values[1])) for row in rows]
-
-
 def _worded(left: object, right: object) -> tuple[str | Absent, str | Absent]:
     """Two values that differ, as short text; of lists what only one side has."""
     if isinstance(left, list) and isinstance(right, list):
@@ -130,7 +134,7 @@ def _worded(left: object, right: object) -> tuple[str | Absent, str | Absent]:
 
 def _own(mine: list[str], theirs: list[str]) -> str:
     only = list((Counter(mine) - Counter(theirs)).elements())
-    if not only and len(mine) == len(theirs):
+    if not only and mine != theirs and sorted(mine) == sorted(theirs):
         return f"{len(mine)} entries, in another order"
     named = ", ".join(item.strip('"') for item in only[:_MOST_NAMED])
     more = f" and {len(only) - _MOST_NAMED} more" if len(only) > _MOST_NAMED else ""

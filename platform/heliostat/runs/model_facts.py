@@ -78,8 +78,7 @@ def _facts_of_bundle(place: Place, bundle: Location) -> ModelFacts:
 
 
 def _facts_of_version(place: Place, registry: ModelRegistry, version: ModelVersion) -> ModelFacts:
-    kept = provenance_of_tags(version.tags)
-    provenance = with_newest_claim(kept, place.out, version.model)
+    provenance = provenance_of_tags(version.tags)
     manifest, trouble = None, None
     try:
         manifest = manifest_of(version)
@@ -87,6 +86,10 @@ def _facts_of_version(place: Place, registry: ModelRegistry, version: ModelVersi
     except BundleError as error:
         trouble = str(error)
     folder = run_folder_of(version.place, provenance.run, place.out)
+    if manifest is not None and trouble is None:
+        noted = provenance_of_bundle(version.place, manifest, record_of(folder)).tags()
+        provenance = provenance_of_tags({**noted, **version.tags})
+    provenance = with_newest_claim(provenance, place.out, version.model)
     config = _config_of(folder)
     if config is None and version.tracked_run is not None:
         config = _tracked_config(registry, version.tracked_run)

@@ -31,6 +31,7 @@ _VERSIONS = "heliostat.versions"
 _CLAIM_HOLDS = "heliostat.claim_holds"
 _CLAIM_DATE = "heliostat.claim_date"
 _CLAIM_RUN = "heliostat.claim_run"
+CLAIM_TAGS = (_CLAIM_HOLDS, _CLAIM_DATE, _CLAIM_RUN)
 WITH_CHANGES = " with changes"
 
 
@@ -74,17 +75,11 @@ class Provenance:
             _METRICS: json.dumps(dict(self.metrics)),
             _VERSIONS: json.dumps(dict(self.versions)),
         }
-        claim = {} if self.claim is None else claim_tags(self.claim)
+        claim = {}
+        if self.claim is not None:
+            holds = "true" if self.claim.holds else "false"
+            claim = dict(zip(CLAIM_TAGS, (holds, self.claim.date, self.claim.run), strict=True))
         return {**{name: value for name, value in known.items() if value is not None}, **claim}
-
-
-def claim_tags(claim: ClaimNote) -> dict[str, str]:
-    """The tags that keep what is known of a claim."""
-    return {
-        _CLAIM_HOLDS: "true" if claim.holds else "false",
-        _CLAIM_DATE: claim.date,
-        _CLAIM_RUN: claim.run,
-    }
 
 
 def provenance_of_tags(tags: Mapping[str, str]) -> Provenance:

@@ -27,8 +27,9 @@ from heliostat.runs.mlflow_registry import (
 from heliostat.runs.mlflow_session import TRACKER_NAME
 from heliostat.runs.opening import read_identity
 from heliostat.runs.provenance import (
-    claim_tags,
+    CLAIM_TAGS,
     latest_claim,
+    provenance_of_tags,
     record_of,
     run_folder_of,
     tags_of_bundle,
@@ -175,9 +176,7 @@ def promote(place: Place, reference: str, alias: str) -> Promotion:
     else:
         version = find_version(place, registry, parsed)
     open_version(version)
-    claim = latest_claim(place.out, version.model)
-    if claim is not None:
-        registry.tag(version, claim_tags(claim))
+    _complete_tags(place, registry, version)
     before = registry.alias(version.model, alias)
     registry.set_alias(version.model, alias, version.number)
     return Promotion(version, alias, before, registry.alias(version.model, alias))
@@ -209,13 +208,13 @@ def register_bundle(place: Place, bundle: str, model: str | None) -> tuple[Model
     if model is None and noted is None:
         raise UserError(f"{location} does not say of which job it is; give --job NAME")
     name = checked_model(model or str(noted))
-    tags = tags_of_bundle(location, record_of(folder), latest_claim(place.out, name))
+    tags = tags_of_bundle(location, record_of(folder), claim=None)
     registry = place.registry(make=True)
     tracked_run = _tracked_run(folder, registry)
     number, is_new = registry.add(name, location, tags, tracked_run)
-    aliases = registry.models()[name]
-    versions = registry.versions(name, aliases)
-    return next(version for version in versions if version.number == number), is_new
+    version = find_version(place, registry, ModelReference(name, None, number))
+    _complete_tags(place, registry, version)
+    return version, is_new
 
 
 def registered_as(place: Place, bundle: Location, manifest: Manifest) -> list[ModelVersion]:
@@ -225,6 +224,18 @@ def registered_as(place: Place, bundle: Location, manifest: Manifest) -> list[Mo
         for version in list_versions(place)
         if version.place == bundle and manifest.digest.startswith(version.digest or "-")
     ]
+
+
+def _complete_tags(place: Place, registry: ModelRegistry, version: ModelVersion) -> None:
+    """Note down the newest claim, and what an older Heliostat did not when it registered this."""
+    folder = run_folder_of(version.place, provenance_of_tags(version.tags).run, place.out)
+    tags = tags_of_bundle(version.place, record_of(folder), latest_claim(place.out, version.model))
+    newer = {
+        name: value
+        for name, value in tags.items()
+        if name not in version.tags or (name in CLAIM_TAGS and value != version.tags[name])
+    }
+    registry.tag(version, newer)
 
 
 def _registered(registry: ModelRegistry, bundle: Location) -> ModelVersion:

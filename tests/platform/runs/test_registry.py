@@ -306,6 +306,42 @@ def test_the_config_is_known_when_only_the_tracked_run_is_left(
     assert config["fit.batch"] == "16"
 
 
+def test_what_an_older_heliostat_did_not_note_down_is_found_and_completed(
+    start: Any, place: Place
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    bundle = trained(start, "one")
+    digest = list_versions(place)[0].tags["version"]
+    MlflowClient(registry_uri=f"sqlite:///{place.out}/mlflow.db").create_model_version(
+        "demo", source=bundle.uri, tags={"heliostat.run": "one", "version": digest}
+    )
+    assert resolve_bundle("demo:2", place).source == bundle
+    assert model_facts(place, "demo:2").provenance.data == "data-one"
+    promote(place, "demo:2", "champion")
+    older, newer = (provenance_of_tags(item.tags) for item in list_versions(place))
+    assert older == newer
+
+
+def test_many_changed_keys_of_a_part_are_summed_up(start: Any, place: Place) -> None:
+    for name, first, value in (("one", 0, "old"), ("two", 1, "new")):
+        with start(name, tracker=True) as run:
+            folder = run.artefact("bundle")
+            many = {f"key{number}": {"text": value} for number in range(first, 40)}
+            run.register(folder, small_bundle(folder, parts={"many.json": many}))
+            run.finish({})
+    found = model_differences(model_facts(place, "demo:1"), model_facts(place, "demo:2"))
+    assert [(row.key, row.values) for row in found.parts] == [
+        (
+            "many.json",
+            (
+                "40 entries, only here: key0; 39 with other values",
+                "39 entries; 39 with other values",
+            ),
+        )
+    ]
+
+
 def test_metrics_of_a_card_are_read_back() -> None:
     assert card_metrics("# T\n\n## Metrics\n\nNot stated.\n\n## Limits\n\n| a | 1 |\n") == {}
 
@@ -448,3 +484,20 @@ def test_a_server_knows_local_bundles_too(
         resolve_bundle("demo:1", place)
     with pytest.raises(UserError, match="did you mean demo"):
         resolve_bundle("demmo", place)
+
+
+def test_a_bundle_on_an_object_store_is_resolved(
+    start: Any, s3_bucket: Location, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HELIOSTAT_HOME", str(tmp_path))
+    place = Place(s3_bucket / "runs", None)
+    with start("one", place=place.out, tracker=True) as run:
+        folder = run.artefact("bundle")
+        version = small_bundle(folder, metadata={"run": run.id})
+        run.register(folder, version)
+        run.finish({})
+    assert promote(place, "demo:1", "champion").after == 1
+    bundle = resolve_bundle("demo", place)
+    assert (bundle.source, bundle.version) == (folder, version)
+    assert bundle.folder.is_relative_to(tmp_path)
+    assert resolve_bundle(folder.uri, place).version == version
