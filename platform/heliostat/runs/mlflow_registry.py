@@ -161,13 +161,11 @@ def add_version(
     for known in model_versions(client, model, {}):
         if _is_of(known, bundle, tags):
             return known.number, False
-    is_elsewhere = "://" in client.tracking_uri and client.tracking_uri.startswith("http")
     host = {HOST_TAG: platform.node()} if bundle.is_local else {}
+    is_for_server = bundle.is_local and client.tracking_uri.startswith("http")
     made = client.create_model_version(
         model,
-        source=f"heliostat://{platform.node()}{bundle}"
-        if bundle.is_local and is_elsewhere
-        else bundle.uri,
+        source=f"heliostat://{platform.node()}{bundle}" if is_for_server else bundle.uri,
         run_id=tracked_run,
         tags={PLACE_TAG: bundle.uri, **host, **tags},
     )
