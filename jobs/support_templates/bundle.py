@@ -16,8 +16,10 @@ from typing import Any, cast
 
 import torch
 
+from heliostat.data.table import Table
 from heliostat.errors import BundleError
 from heliostat.runs.bundle import Bundle, save_bundle
+from heliostat.runs.canonical import fingerprint
 from heliostat.runs.card import Card
 from heliostat.runs.export import LogitProof
 from heliostat.runs.inputs import Input
@@ -89,7 +91,12 @@ def save_classifier(
         },
         card=_card(run, evaluation.metrics(), inputs),
         kind=KIND,
-        metadata={"run": run.id, "config": run.digest, "exporter": EXPORTER},
+        metadata={
+            "run": run.id,
+            "config": run.digest,
+            "data": _data_fingerprint(conversations, labelled),
+            "exporter": EXPORTER,
+        },
     )
     run.register(folder, version)
     return folder
@@ -158,6 +165,12 @@ def export_classifier(bundle: Bundle, folder: Path) -> LogitProof:
         ours = classifier.model(ids, attention_mask=torch.ones_like(ids, dtype=torch.bool))
         theirs = exported.eval()(ids).logits
     return LogitProof(reference=ours, exported=theirs, tolerance=TOLERANCE)
+
+
+def _data_fingerprint(conversations: Conversations, labelled: Labelled) -> str:
+    """Stands for the transcripts that were adapted to and the samples that were learnt from."""
+    samples = Table.open(labelled.train).fingerprint
+    return fingerprint({"transcripts": conversations.redacted.fingerprint, "samples": samples})
 
 
 def _card(run: Run, metrics: Mapping[str, float], inputs: Sequence[Input]) -> Card:

@@ -65,6 +65,6 @@ def run(config: Config, run: Run) -> RunSummary:
         columns=columns,
         rows=tuple(rows),
         paths={"report": report.uri, "bundle": bundle.uri},
-        next_command=f"heliostat serve support_templates --bundle {bundle.uri}",
+        next_command=f"heliostat serve support_templates {bundle.uri}",
         notes=(f"Generated, not real: {generated}.", skipped_sentence(final.evaluation)),
     )

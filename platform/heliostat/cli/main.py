@@ -18,7 +18,19 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from heliostat.cli import claim, config, doctor, estimate, export, jobs, runs, serve, train, verify
+from heliostat.cli import (
+    claim,
+    config,
+    doctor,
+    estimate,
+    export,
+    jobs,
+    models,
+    runs,
+    serve,
+    train,
+    verify,
+)
 from heliostat.config.settings import settings
 from heliostat.errors import (
     EXIT_DONE,
@@ -48,6 +60,7 @@ app.command()(jobs.jobs)
 app.add_typer(config.app, name="config")
 app.add_typer(runs.app, name="runs")
 app.add_typer(serve.app, name="serve")
+app.add_typer(models.app, name="models")
 app.command()(export.export)
 app.command()(verify.verify)
 app.command()(estimate.estimate)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from typer.core import TyperGroup
 
-from heliostat.cli.arguments import JobName, Overrides
+from heliostat.cli.arguments import JobName
+from heliostat.cli.complete import complete_override
 from heliostat.cli.screen import note, say, show_table
 from heliostat.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from heliostat.serve.lineup import Lineup
 
 RUN = "run"
 
@@ -30,12 +34,21 @@ class JobFirst(TyperGroup):
 
 app = typer.Typer(no_args_is_help=True, cls=JobFirst)
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[BUNDLE] [KEY=VALUE]...",
+        help="A bundle (folder, URI, JOB:NUMBER, or an alias such as champion), by default the "
+        "champion, else the newest; and config keys: serve.http.port=8080.",
+        autocompletion=complete_override,
+    ),
+]
 Bundles = Annotated[
     list[str],
     typer.Option(
         "--bundle",
         metavar="BUNDLE[=PERCENT]",
-        help="Path or URI of a bundle; with a share, several make a canary.",
+        help="Another bundle and its share of the requests: a canary.",
     ),
 ]
 Shadow = Annotated[
@@ -52,7 +65,7 @@ DEFAULT_KEYS = Path("keys.json")
 
 @app.callback()
 def group() -> None:
-    """Serve a bundle over HTTP: heliostat serve JOB --bundle runs/NAME/bundle.
+    """Serve a bundle over HTTP: heliostat serve JOB, or heliostat serve JOB BUNDLE.
 
     Keys: heliostat serve key NAME. For a cluster: heliostat serve build, then heliostat serve
     deploy; deploying again with another bundle swaps it while requests go on.
@@ -62,15 +75,15 @@ def group() -> None:
 @app.command(RUN)
 def run(
     job: JobName,
-    overrides: Overrides = None,
+    words: Words = None,
     bundle: Bundles = [],  # noqa: B006 (typer reads the default and never changes it)
     shadow: Shadow = None,
 ) -> None:
     """Serve on this machine until Ctrl-C."""
     from heliostat.serve.local import lineup_lines, serving
 
-    words = list(overrides or ())
-    with serving(job, words, lineup_from(job, words, bundle, shadow)) as running:
+    config, named = split_words(words)
+    with serving(job, config, lineup_from(job, config, named, bundle, shadow)) as running:
         for line in lineup_lines(running.url):
             say(line)
         say(f"page   {running.url}/")
@@ -89,7 +102,7 @@ def run(
 @app.command()
 def build(
     job: JobName,
-    overrides: Overrides = None,
+    words: Words = None,
     bundle: Bundles = [],  # noqa: B006
     shadow: Shadow = None,
     out: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where to write it.")] = Path(
@@ -99,8 +112,8 @@ def build(
     """Write the YAML of an endpoint, for serve deploy or a RayService."""
     from heliostat.serve.deployment import check, describe
 
-    words = list(overrides or ())
-    description = describe(job, words, lineup_from(job, words, bundle, shadow))
+    config, named = split_words(words)
+    description = describe(job, config, lineup_from(job, config, named, bundle, shadow))
     check(description, str(out))
     out.write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
     say(f"wrote {out}; next: heliostat serve deploy {out}")
@@ -157,31 +170,40 @@ def key(
     note(f"This is the only time that the key is shown; {file} has its hash.")
 
 
+def split_words(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Words of the config, and names of bundles."""
+    given = list(words or ())
+    return [word for word in given if "=" in word], [word for word in given if "=" not in word]
+
+
 def lineup_from(
-    job: str, overrides: Sequence[str], bundles: Sequence[str], shadow: str | None
-) -> Any:
-    """The versions named on the command line; by default the newest bundle of the job's runs."""
+    job: str,
+    overrides: Sequence[str],
+    named: Sequence[str],
+    shares: Sequence[str],
+    shadow: str | None,
+) -> Lineup:
+    """The versions named on the command line; by default the champion, else the newest bundle."""
     from heliostat.serve.lineup import Lineup, Share
-    from heliostat.serve.local import newest_bundle, resolved
+    from heliostat.serve.local import bundles_of
 
-    if not bundles:
-        return Lineup((Share(newest_bundle(job, overrides)),), _resolved(shadow, resolved))
-    shares = [_share(word) for word in bundles]
-    open_ = [name for name, percent in shares if percent is None]
-    given = sum(percent for _, percent in shares if percent is not None)
-    if len(open_) > 1:
+    bundles = bundles_of(job, overrides)
+    copied = None if shadow is None else bundles.find(shadow)
+    parsed = [*((name, None) for name in named), *(_share(word) for word in shares)]
+    if not parsed:
+        return Lineup((Share(bundles.default()),), copied)
+    without = [name for name, percent in parsed if percent is None]
+    if len(without) > 1:
         raise UserError(
-            f"give a share to all bundles but one, such as {open_[1]}=10; {len(open_)} have none"
+            f"{' and '.join(without)} have no share; give one to all but one: "
+            f"--bundle {without[1]}=10"
         )
+    given = sum(percent for _, percent in parsed if percent is not None)
     versions = tuple(
-        Share(resolved(name), 100 - given if percent is None else percent)
-        for name, percent in shares
+        Share(bundles.find(name), 100 - given if percent is None else percent)
+        for name, percent in parsed
     )
-    return Lineup(versions, _resolved(shadow, resolved))
-
-
-def _resolved(bundle: str | None, resolve: Any) -> str | None:
-    return None if bundle is None else str(resolve(bundle))
+    return Lineup(versions, copied)
 
 
 def _share(word: str) -> tuple[str, float | None]:

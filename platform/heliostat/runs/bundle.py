@@ -126,10 +126,7 @@ def load_bundle(location: Location | Path | str, kind: str | None = None) -> Bun
     is given, is refused.
     """
     source = Location.of(location)
-    file = source / MANIFEST_NAME
-    if not file.exists():
-        raise BundleError(f"{source} is no complete bundle: it has no {MANIFEST_NAME}")
-    manifest = parse_manifest(_decoded(file), str(source))
+    manifest = read_manifest(source)
     if kind is not None and manifest.kind != kind:
         raise BundleError(
             f"{source} is of the kind {manifest.kind}; the kind {kind} is needed here"
@@ -138,6 +135,14 @@ def load_bundle(location: Location | Path | str, kind: str | None = None) -> Bun
         verify_files(source.local_path, manifest, str(source))
         return Bundle(source, source.local_path, manifest)
     return Bundle(source, _cached_copy(source, manifest), manifest)
+
+
+def read_manifest(source: Location) -> Manifest:
+    """What a bundle says of itself; its files are not looked at."""
+    file = source / MANIFEST_NAME
+    if not file.exists():
+        raise BundleError(f"{source} is no complete bundle: it has no {MANIFEST_NAME}")
+    return parse_manifest(_decoded(file), str(source))
 
 
 def verify_bundle(location: Location | Path | str) -> str:

@@ -6,12 +6,14 @@ data is refused when it is made.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from heliostat.runs.inputs import Input
 
 _NOT_STATED = "Not stated."
+_METRICS = "Metrics"
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,17 @@ def render_card(card: Card) -> str:
     sections = [
         ("What it is", [card.what]),
         ("Data", ["| input | origin | what | licence |", "|---|---|---|---|", *inputs]),
-        ("Metrics", figures),
+        (_METRICS, figures),
         ("Limits", [card.limits]),
         ("How it was made", [card.how_made]),
         ("Licence", [card.licence]),
     ]
     blocks = [f"## {heading}\n\n" + "\n".join(lines) for heading, lines in sections]
     return "\n\n".join([f"# {card.title}", *blocks]) + "\n"
+
+
+def card_metrics(text: str) -> dict[str, float]:
+    """The metrics of a rendered card, as precise as they are written there."""
+    _, _, section = text.partition(f"## {_METRICS}\n")
+    rows = re.findall(r"^\| (.+) \| (\S+) \|$", section.partition("\n## ")[0], re.MULTILINE)
+    return {name: float(value) for name, value in rows if name != "metric"}

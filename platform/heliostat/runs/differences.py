@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import yaml
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,20 @@ ABSENT = Absent()
 
 
 @dataclass(frozen=True)
-class Difference(Generic[T]):
+class Difference(Generic[T_co]):
     """One key and its value on every side, in the order of the sides."""
 
     key: str
-    values: tuple[T | Absent, ...]
+    values: tuple[T_co | Absent, ...]
 
 
 def flatten_config(resolved_yaml: str) -> dict[str, object]:
     """Dotted key to value; an empty section and a list count as values."""
+    return flatten(yaml.safe_load(resolved_yaml))
+
+
+def flatten(content: object) -> dict[str, object]:
+    """The same for what was read already."""
     flat: dict[str, object] = {}
 
     def visit(prefix: str, value: object) -> None:
@@ -41,7 +47,6 @@ def flatten_config(resolved_yaml: str) -> dict[str, object]:
         else:
             flat[prefix] = value
 
-    content = yaml.safe_load(resolved_yaml)
     if content:
         visit("", content)
     return flat

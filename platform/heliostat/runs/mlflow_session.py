@@ -1,7 +1,7 @@
 """A session with MLflow: one tracked run at a tracker that answered.
 
-The only module that calls MLflow, and the only place where it is imported: inside functions, in the
-tracker's thread, since the import takes seconds. Everything here may block and may raise.
+MLflow is imported inside functions, in the tracker's thread, since the import takes seconds.
+Everything here may block and may raise.
 
 A run that goes on is the same tracked run: its MLflow id is kept in `tracker.json` in the run
 folder and, should a process die before that is written, found again by a tag.
@@ -10,19 +10,16 @@ folder and, should a process die before that is written, found again by a tag.
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heliostat.config.settings import settings
 from heliostat.runs.canonical import pretty
+from heliostat.runs.mlflow_client import connect
+from heliostat.runs.mlflow_registry import add_version
+from heliostat.runs.tracker_address import without_credentials
 from heliostat.storage import Location
 
 if TYPE_CHECKING:
@@ -35,7 +32,6 @@ _UNUSUAL = re.compile(r"[^\w\-. :/]")
 _LONGEST_NAME = 250
 _LONGEST_VALUE = 6000
 _PARAMS_BATCH = 100
-_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -87,16 +83,7 @@ class Session:
 
     def register(self, model: str, source: Location, tags: Mapping[str, str]) -> None:
         """Add a version of a model to the registry."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self._client.create_registered_model(model)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        self._client.create_model_version(
-            model, source=source.uri, run_id=self._id, tags=dict(tags)
-        )
+        add_version(self._client, model, source, tags, tracked_run=self._id)
 
     def attach(self, file: Path) -> None:
         """Copy a file to the tracked run's artefacts."""
@@ -109,7 +96,7 @@ class Session:
 
 def open_session(target: TrackedRun, request_s: int) -> Session:
     """Connect, and find or start the tracked run."""
-    client = _client(target.uri, request_s)
+    client = connect(target.uri, request_s)
     experiment = _experiment(client, target)
     tracked_id = _known_id(client, target, experiment)
     if tracked_id is None:
@@ -126,52 +113,6 @@ def open_session(target: TrackedRun, request_s: int) -> Session:
     }
     (target.folder / TRACKER_NAME).write_text(pretty(note))
     return Session(client, tracked_id)
-
-
-def _client(uri: str, request_s: int) -> MlflowClient:
-    # Set before the import: MLflow 3.17 starts its usage telemetry while it is imported.
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    from mlflow import environment_variables
-    from mlflow.tracking import MlflowClient
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # By itself the client tries a request for four minutes; our own loop does that in the open.
-    environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.set(request_s)
-    environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(0)
-    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists():
-        _make_database(Path(uri.removeprefix(_SQLITE)))
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _make_database(file: Path) -> None:
-    """Put an SQLite database with MLflow's empty tables in place, complete from the first moment.
-
-    MLflow 3.17 makes the tables in place, one by one, without a lock: two runs that start together
-    would leave a half-made database that no later run can use, and so would a kill. It also takes
-    seconds, so an empty one is kept in the cache.
-    """
-    import mlflow
-    from mlflow.tracking import MlflowClient
-
-    empty = settings().home / "cache" / f"mlflow-{mlflow.__version__}.db"
-    if not empty.exists():
-        empty.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".mlflow.", dir=empty.parent) as scratch:
-            made = Path(scratch) / "made.db"
-            MlflowClient(tracking_uri=f"{_SQLITE}{made}").search_experiments()
-            _copy_unless_there(made, empty)
-    _copy_unless_there(empty, file)
-
-
-def _copy_unless_there(source: Path, target: Path) -> None:
-    """Copy a file in one step; a target that is there, perhaps since a moment ago, is kept."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-        copy = shutil.copyfile(source, Path(scratch) / "copy")
-        with suppress(FileExistsError):
-            os.link(copy, target)
 
 
 def _experiment(client: MlflowClient, target: TrackedRun) -> str:
@@ -218,11 +159,6 @@ def _log_parameters(client: MlflowClient, tracked_id: str, parameters: Mapping[s
 def refuses(error: Exception) -> bool:
     """Whether the tracker answered that it will never take this, so that a retry is in vain."""
     return getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
-
-
-def without_credentials(text: str) -> str:
-    """A URI, or a message with one in it, without the user and password that it may hold."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _allowed(name: str) -> str:

@@ -27,17 +27,20 @@ from typing import TypeVar
 
 from heliostat.config.resources import TrackerConfig
 from heliostat.config.settings import settings
-from heliostat.errors import HeliostatError, Interrupted, StorageError
+from heliostat.errors import BundleError, HeliostatError, Interrupted, StorageError
 from heliostat.runs import clock
 from heliostat.runs.differences import flatten_config
 from heliostat.runs.environment import hardware
 from heliostat.runs.lock import DEFAULT_TIMING, LockTiming
+from heliostat.runs.mlflow_registry import VERSION_TAG
 from heliostat.runs.mlflow_session import TrackedRun
 from heliostat.runs.opening import CONFIG_NAME, Opened, RunSpec, open_again, open_new
+from heliostat.runs.provenance import tags_of_bundle
 from heliostat.runs.record import RESULT_NAME, RunRecord, Status, write_record
 from heliostat.runs.series import MetricsLog, SeriesByStage, read_series, write_metrics_table
 from heliostat.runs.stages import StageMarker, do_stage
 from heliostat.runs.tracker import Tracker
+from heliostat.runs.tracker_address import tracker_address
 from heliostat.storage import Location
 
 logger = logging.getLogger(__name__)
@@ -144,9 +147,18 @@ class Run:
             tracker.log({f"{stage}/{name}": value for name, value in metrics.items()}, step)
 
     def register(self, bundle: Location, version: str) -> None:
-        """Add a bundle to the tracker's model registry, under the name of the job."""
+        """Add a bundle to the tracker's model registry, under the name of the job.
+
+        `version` is what `save_bundle` returned: a bundle that is another one by now is refused.
+        """
         for tracker in self._trackers:
-            tracker.register(self.job, bundle, {"heliostat.run": self.id, "version": version})
+            tags = tags_of_bundle(bundle, self._record, claim=None)
+            if tags[VERSION_TAG] != version:
+                raise BundleError(
+                    f"{bundle} is version {tags[VERSION_TAG]}, not {version}: it was saved again "
+                    "before it was registered"
+                )
+            tracker.register(self.job, bundle, tags)
 
     def finish(
         self,
@@ -233,15 +245,13 @@ def cache_for(out: Location) -> Location:
 
 
 def _tracked(out: Location, opened: Opened, config: TrackerConfig) -> TrackedRun:
-    base = out if out.is_local else Location.of(settings().home)
-    embedded = f"sqlite:///{base.uri}/mlflow.db"
-    uri = config.uri or settings().tracking_uri or embedded
+    address = tracker_address(out, config.uri)
     parameters = flatten_config((opened.folder / CONFIG_NAME).read_text())
     return TrackedRun(
         run_id=opened.identity.id,
         folder=opened.folder,
         experiment=config.experiment or opened.identity.job,
-        uri=uri,
-        artefacts=(base / "mlflow").uri if uri == embedded else None,
+        uri=address.uri,
+        artefacts=address.artefacts,
         parameters={key: str(value) for key, value in parameters.items()},
     )

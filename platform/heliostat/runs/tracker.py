@@ -22,8 +22,8 @@ from heliostat.runs.mlflow_session import (
     TrackedRun,
     open_session,
     refuses,
-    without_credentials,
 )
+from heliostat.runs.tracker_address import without_credentials
 from heliostat.storage import Location
 
 logger = logging.getLogger(__name__)

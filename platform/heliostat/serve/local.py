@@ -19,6 +19,10 @@ from heliostat.config.load import load_config
 from heliostat.config.output import resolve_output
 from heliostat.errors import Fault, UserError
 from heliostat.runs.bundle import load_bundle
+from heliostat.runs.listing import list_runs
+from heliostat.runs.manifest import MANIFEST_NAME
+from heliostat.runs.references import CHAMPION
+from heliostat.runs.registry import Place, list_versions, resolve
 from heliostat.serve.config import OFF, serve_config
 from heliostat.serve.deployment import DEPLOYMENT, address_of, check, deploy, describe
 from heliostat.serve.keys import add_key
@@ -66,24 +70,50 @@ def _first_key(keys: str) -> str | None:
     return add_key(Location.of(keys), "first")
 
 
-def resolved(bundle: str) -> str:
-    """A bundle as the cluster will find it."""
-    return Location.of(bundle).uri if "://" in bundle else str(Path(bundle).resolve())
+@dataclass(frozen=True)
+class Bundles:
+    """Finds the bundles that a user names for a job."""
+
+    job: str
+    place: Place
+
+    def find(self, reference: str) -> str:
+        """The path or URI of a bundle, as a cluster finds it.
+
+        Args:
+            reference: a path, a URI, `JOB@ALIAS`, `JOB:NUMBER`, or an alias of the job alone.
+        """
+        is_bare = not any(sign in reference for sign in "/@:")
+        if is_bare and not Path(reference).is_dir():
+            reference = f"{self.job}@{reference}"
+        return _for_cluster(resolve(reference, self.place, kind=self.job).bundle.source)
+
+    def default(self) -> str:
+        """The job's champion, else the bundle of its newest run that has one."""
+        versions = [] if self.job not in self._models() else list_versions(self.place, self.job)
+        if any(CHAMPION in version.aliases for version in versions):
+            return self.find(CHAMPION)
+        for row in list_runs(self.place.out, self.job):
+            folder = row.folder / "bundle"
+            if (folder / MANIFEST_NAME).exists():
+                return _for_cluster(folder)
+        raise UserError(
+            f"no run of {self.job} in {self.place.out.uri} has a bundle; train one (heliostat "
+            f"train {self.job}) or name one"
+        )
+
+    def _models(self) -> set[str]:
+        return {version.model for version in list_versions(self.place)}
 
 
-def newest_bundle(job: str, overrides: Sequence[str]) -> str:
-    """The bundle of the job's newest run that has one."""
-    from heliostat.runs.listing import list_runs
-
+def bundles_of(job: str, overrides: Sequence[str]) -> Bundles:
+    """Where the bundles of a job with such a config are."""
     config = load_config(find_job(job), None, list(overrides), []).config
-    place = resolve_output(config.out).place
-    for row in list_runs(place, job):
-        if (row.folder / "bundle" / "manifest.json").exists():
-            return resolved((row.folder / "bundle").uri.removeprefix("file://"))
-    raise UserError(
-        f"no run of {job} in {place.uri} has a bundle; train one (heliostat train {job}) or name "
-        "one with --bundle"
-    )
+    return Bundles(job, Place(resolve_output(config.out).place, config.tracker.uri))
+
+
+def _for_cluster(folder: Location) -> str:
+    return str(folder.local_path.resolve()) if folder.is_local else folder.uri
 
 
 def wait_for_lineup(description: Mapping[str, Any], url: str) -> list[str]:

@@ -100,7 +100,9 @@ def test_the_report_is_one_page_that_names_generated_inputs(finished: Finished) 
 
 
 def test_the_bundle_holds_all_that_serving_needs(finished: Finished) -> None:
-    classifier = open_classifier(load_bundle(finished.folder / "bundle"))
+    bundle = load_bundle(finished.folder / "bundle")
+    assert {"run", "config", "data"} <= bundle.metadata.keys()
+    classifier = open_classifier(bundle)
     assert classifier.redactor_version
     assert len(classifier.label_map) == classifier.model.head.weight.shape[0]
     assert set(classifier.label_map.labels) <= set(classifier.templates)

@@ -40,7 +40,15 @@ def shortest_of_three(folder: Path, *words: str) -> float:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["train", "example", "fit.bacth=3"], ["train", "exmaple"], ["config", "show"]],
+    [
+        ["--help"],
+        ["train", "example", "fit.bacth=3"],
+        ["train", "exmaple"],
+        ["config", "show"],
+        ["models", "--help"],
+        ["models", "show", "example:x"],
+        ["models", "show", "example"],
+    ],
 )
 def test_help_and_mistakes_come_within_two_seconds(project: Path, words: list[str]) -> None:
     assert shortest_of_three(project, *words) < STARTUP_S
@@ -54,6 +62,10 @@ def test_help_and_mistakes_come_within_two_seconds(project: Path, words: list[st
         ["config", "show", "example"],
         ["train", "example", "fit.bacth=3"],
         ["train", "exmaple"],
+        ["models", "--help"],
+        ["models", "list"],
+        ["models", "show", "example:x"],
+        ["models", "promote", "example"],
     ],
 )
 def test_nothing_heavy_is_imported_to_say_so(project: Path, words: list[str]) -> None:
@@ -80,6 +92,7 @@ def test_help_tells_the_commands_and_the_exit_codes(project: Path) -> None:
         "jobs",
         "config",
         "runs",
+        "models",
         "export",
         "verify",
         "estimate",

@@ -16,6 +16,7 @@ import pytest
 from heliostat.runs.mlflow_session import TrackedRun
 from heliostat.runs.tracker import Tracker, TrackerTiming
 from heliostat.storage import Location
+from tests.support.small_bundles import small_bundle
 
 FAST = TrackerTiming(retry_s=0.02, longest_retry_s=0.1, request_s=1)
 
@@ -50,7 +51,8 @@ def test_a_run_that_goes_on_is_the_same_tracked_run(start: Any, database: Locati
         run.finish({"top1": 0.5}, "interrupted")
     with start("one", again=True, tracker=True) as run:
         run.log({"loss": 0.6}, step=3, stage="dft")
-        run.register(run.folder / "bundle", version="abc123")
+        version = small_bundle(run.folder / "bundle")
+        run.register(run.folder / "bundle", version)
         run.finish({"top1": 0.75})
 
     client = client_of(database)
@@ -71,7 +73,8 @@ def test_a_run_that_goes_on_is_the_same_tracked_run(start: Any, database: Locati
     ]
     (model,) = client.search_model_versions("name = 'demo'")
     assert model.source == (run.folder / "bundle").uri
-    assert model.tags["version"] == "abc123"
+    assert model.tags["version"] == version
+    assert model.tags["heliostat.run"] == "one"
     attached = {item.path for item in client.list_artifacts(tracked.info.run_id)}
     assert attached == {"config.yaml", "result.json"}
 
