@@ -20,7 +20,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "accelerate", "datasets", "pyarrow")
+LIBRARIES = (
+    "torch",
+    "ray",
+    "deepspeed",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "pyarrow",
+    "litserve",
+    "fastapi",
+    "uvicorn",
+)
 
 
 @dataclass(frozen=True)
