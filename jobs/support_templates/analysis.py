@@ -1,6 +1,6 @@
 """The analysis of the online logs as a report: `python -m jobs.support_templates.analysis`.
 
-Reads the append-only prediction and feedback logs (Parquet, `events.py`) and writes one page: the
+Reads the append-only events of the endpoint and writes one page: the
 selection time with and without suggestions by week, comparisons of model versions, and whether
 templates that are predicted better save more time. The statistics are in `online.py`.
 """
@@ -14,14 +14,19 @@ from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 
 from heliostat.errors import DataError, UserError
 from heliostat.runs.inputs import Input
 from heliostat.runs.report import Report
+from heliostat.serve.events import EventLog
 from heliostat.storage import Location
-from jobs.support_templates.events import FEEDBACK_SCHEMA, PREDICTION_SCHEMA
+from jobs.support_templates.events import (
+    FEEDBACK,
+    FEEDBACK_SCHEMA,
+    PREDICTION,
+    PREDICTION_SCHEMA,
+)
 from jobs.support_templates.online import (
     AnalysisConfig,
     OnlineReport,
@@ -71,23 +76,30 @@ def write_analysis(report: OnlineReport, folder: Location) -> Location:
     return page.write(folder)
 
 
-def read_log(file: Path, schema: pa.Schema) -> pa.Table:
-    """A log as a table of its schema; `DataError` names what differs."""
-    if not file.exists():
-        raise DataError(f"{file} does not exist; expected a Parquet log")
-    table = pq.read_table(file)
-    missing = [name for name in schema.names if name not in table.schema.names]
-    if missing:
-        raise DataError(f"{file} has no column {', '.join(missing)}; expected {schema.names}")
+def read_log(place: str) -> tuple[pa.Table, pa.Table]:
+    """Predictions and feedback of the endpoint's events, as tables of their schemas."""
+    if "://" not in place and not Path(place).is_file():
+        raise DataError(f"{place} does not exist; expected the events of an endpoint")
+    log = EventLog(place)
     try:
-        return table.select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, ValueError) as error:
-        raise DataError(f"{file}: {error}") from error
+        return (
+            _table_of(log, PREDICTION, PREDICTION_SCHEMA),
+            _table_of(log, FEEDBACK, FEEDBACK_SCHEMA),
+        )
+    finally:
+        log.close()
+
+
+def _table_of(log: EventLog, kind: str, schema: pa.Schema) -> pa.Table:
+    rows = [{**row.body, "suggestion_id": row.id, "at": row.at} for row in log.rows(kind)]
+    try:
+        return pa.Table.from_pylist(rows, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"the {kind} events are not those of this endpoint: {error}") from error
 
 
 def main(
-    predictions: Annotated[Path, typer.Argument(help="Parquet log of predictions.")],
-    feedback: Annotated[Path, typer.Argument(help="Parquet log of feedback.")],
+    events: Annotated[str, typer.Argument(help="The endpoint's events: a file or a URL.")],
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("analysis"),
     compare: Annotated[
         list[str] | None,
@@ -97,8 +109,7 @@ def main(
     """Analyse the online logs of support_templates and write a report."""
     try:
         report = analyse(
-            read_log(predictions, PREDICTION_SCHEMA),
-            read_log(feedback, FEEDBACK_SCHEMA),
+            *read_log(events),
             pairs=[parse_pair(text) for text in compare or ()],
             config=AnalysisConfig(),
         )

@@ -37,12 +37,11 @@ from jobs.support_templates.endpoint_types import (
     Suggestion,
     SuggestRequest,
 )
-from jobs.support_templates.events import HOLDOUT
+from jobs.support_templates.events import FEEDBACK, HOLDOUT, PREDICTION
 from jobs.support_templates.label_map import LabelMap
 from jobs.support_templates.lifecycle import RetrainConfig, new_templates, out_of_map_rate
 from jobs.support_templates.suggest import Conversation, Ranking, SuggestionModel, cohort
 
-PREDICTION, FEEDBACK = "prediction", "feedback"
 RANKING_KEPT = 20
 """Templates of a ranking that are logged."""
 

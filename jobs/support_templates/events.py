@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from heliostat.errors import DataError
 
+PREDICTION, FEEDBACK = "prediction", "feedback"
+"""Kinds of events in the endpoint's log."""
 TREATMENT = "treatment"
 HOLDOUT = "holdout"
 
