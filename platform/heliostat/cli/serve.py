@@ -130,11 +130,15 @@ def deploy(
     be loaded the versions before go on answering.
     """
     from heliostat.serve.deployment import address_of, deploy, read
-    from heliostat.serve.local import wait_for_lineup
+    from heliostat.serve.local import is_local, wait_for_lineup
 
-    description = read(file)
+    is_here = is_local(address)
+    description = read(file, is_here=is_here)
     deploy(description, address)
     url = address_of(description)
+    if not is_here:
+        say(f"the cluster at {address} runs it; its proxy listens on port {url.rpartition(':')[2]}")
+        return
     for version in wait_for_lineup(description, url):
         say(version)
     say(f"answers at {url}")

@@ -65,8 +65,15 @@ def describe(job: str, overrides: Sequence[str], lineup: Lineup) -> dict[str, An
     }
 
 
-def check(raw: object, file: str) -> Mapping[str, Any]:
-    """The YAML, every key and value of it checked; raises `ConfigError` naming the first fault."""
+def check(raw: object, file: str, *, is_here: bool = True) -> Mapping[str, Any]:
+    """The YAML, every key and value of it checked; raises `ConfigError` naming the first fault.
+
+    Args:
+        raw: what the file holds.
+        file: its name.
+        is_here: whether the endpoint will see the files of this machine; keys and bundles on
+            another one cannot be looked at from here.
+    """
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 
@@ -81,11 +88,11 @@ def check(raw: object, file: str) -> Mapping[str, Any]:
         raise ConfigError(f"{file}: {where}: {first['msg']}") from None
     for application in raw["applications"]:
         if application.get("import_path") == IMPORT_PATH:
-            _check_endpoint(application, file)
+            _check_endpoint(application, file, is_here)
     return raw
 
 
-def read(file: Path) -> Mapping[str, Any]:
+def read(file: Path, *, is_here: bool = True) -> Mapping[str, Any]:
     """A YAML file, checked."""
     if not file.is_file():
         raise ConfigError(f"{file} does not exist; write one with heliostat serve build")
@@ -93,7 +100,7 @@ def read(file: Path) -> Mapping[str, Any]:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
-    return check(raw, str(file))
+    return check(raw, str(file), is_here=is_here)
 
 
 def deploy(description: Mapping[str, Any], dashboard: str, limit_s: float = 180.0) -> None:
@@ -206,7 +213,7 @@ def _model_of(annotation: Any) -> Any:
     return next((model for model in found if model is not None), None)
 
 
-def _check_endpoint(application: Mapping[str, Any], file: str) -> None:
+def _check_endpoint(application: Mapping[str, Any], file: str, is_here: bool) -> None:
     """The parts of an application that are ours."""
     name, args = application.get("name"), application.get("args", {})
     if set(args) != {"job", "overrides"}:
@@ -214,13 +221,14 @@ def _check_endpoint(application: Mapping[str, Any], file: str) -> None:
     try:
         loaded = load_config(find_job(args["job"]), None, cast(list[str], args["overrides"]), [])
         config = serve_config(loaded.config)
-        if config.keys != OFF:
+        if config.keys != OFF and is_here:
             read_keys(Location.of(config.keys))
         deployments = application.get("deployments", [])
         if [one.get("name") for one in deployments] != [DEPLOYMENT]:
             raise ConfigError(f"expected one deployment, named {DEPLOYMENT}")
         for bundle in lineup_of(deployments[0].get("user_config") or {}).bundles:
-            load_bundle(bundle, kind=args["job"])
+            if is_here:
+                load_bundle(bundle, kind=args["job"])
     except UserError as error:
         raise ConfigError(f"{file}: {name}: {error}") from None
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from heliostat.cluster.ray_cluster import connect
 from heliostat.config.jobs import find_job
@@ -114,6 +115,11 @@ def bundles_of(job: str, overrides: Sequence[str]) -> Bundles:
 
 def _for_cluster(folder: Location) -> str:
     return str(folder.local_path.resolve()) if folder.is_local else folder.uri
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL leads to this machine."""
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def wait_for_lineup(description: Mapping[str, Any], url: str) -> list[str]:
