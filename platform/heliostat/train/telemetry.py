@@ -10,6 +10,7 @@ import logging
 import platform
 import resource
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -42,7 +43,6 @@ class Telemetry:
         self._device_name = (
             torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else None
         )
-        self.versions = library_versions()
         self._gauges = _gauges(task_name) if ranks.rank == 0 else {}
 
     def speed(
@@ -77,8 +77,9 @@ class Telemetry:
                 gauge.set(row[name])
 
 
+@cache
 def library_versions() -> dict[str, str]:
-    """Versions that decide whether a checkpoint can be read."""
+    """Versions that decide whether a checkpoint can be read; reading them takes milliseconds."""
     libraries = ("torch", "deepspeed", "ray")
     return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
