@@ -122,7 +122,7 @@ def with_serve(bundle: str, port: int) -> None:
             body = await request.json()
             return answer(self.model, await self.predict(read(self.model, body)))
 
-    connect("local")
+    connect("local", dashboard=True)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(Bare.bind(), route_prefix="/")
     threading.Event().wait()

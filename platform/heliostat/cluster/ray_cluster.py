@@ -5,8 +5,8 @@ working directory first, so nothing is shipped from here: `heliostat.config.sett
 does for the driver what Ray does for its workers.
 
 What Ray prints is kept off the console: `fit` shows progress itself and every error comes back as
-an exception. The dashboard stays on, because Train's clean-up of placement groups logs a warning
-at every poll without it.
+an exception. A cluster of our own has no dashboard unless Serve needs it: its processes would take a
+tenth of a small machine from the training. Who wants to look runs `ray start --head` first.
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ class Connection:
         ray.shutdown()
 
 
-def connect(address: str | None = None) -> Connection:
+def connect(address: str | None = None, *, dashboard: bool = False) -> Connection:
     """Connect to a cluster, or start one on this machine; a second call returns the same one.
 
     Args:
         address: `host:port` of a running cluster; `local` for one of our own whatever else runs;
             None for RAY_ADDRESS, else the cluster that `ray start` made here, else one of our own.
+        dashboard: whether a cluster of our own gets the dashboard, through which Serve is deployed.
 
     Raises:
         UserError: the address is of the wrong kind, nothing answers, or versions do not match.
@@ -72,7 +73,7 @@ def connect(address: str | None = None) -> Connection:
     # Ray's child processes inherit it; without it Ray prints a notice on data collection.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with _signal_handlers_kept():
-        return _start() if target == "local" else _join(target)
+        return _start(dashboard) if target == "local" else _join(target)
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def owns_cluster() -> bool:
     return bool(ray.get_runtime_context().gcs_address == _started)
 
 
-def _start() -> Connection:
+def _start(dashboard: bool) -> Connection:
     import ray
 
     global _started
@@ -101,7 +102,7 @@ def _start() -> Connection:
     context = ray.init(
         address="local",
         num_cpus=logical_cpus(),
-        include_dashboard=True,
+        include_dashboard=dashboard,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )

@@ -55,7 +55,7 @@ def serving(job: str, overrides: Sequence[str], lineup: Lineup) -> Iterator[Runn
     if config.http.haproxy:
         # Read when Ray's processes start.
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
-    connection = connect("local")
+    connection = connect("local", dashboard=True)
     try:
         assert connection.dashboard_url is not None
         deploy(description, connection.dashboard_url)

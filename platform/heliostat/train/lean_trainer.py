@@ -43,7 +43,7 @@ class LeanController(TrainController):  # type: ignore[misc]
 
 
 class LeanTrainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train's trainer with a fixed number of workers, for a cluster of our own."""
+    """Ray Train's trainer, for a cluster of our own."""
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         unneeded = (PlacementGroupCleanerCallback, DatasetsCallback)
@@ -54,7 +54,8 @@ class LeanTrainer(TorchTrainer):  # type: ignore[misc]
         ]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
-        arguments["scaling_policy"] = FixedSize(self.scaling_config)
+        if not self.scaling_config.elasticity_enabled:
+            arguments["scaling_policy"] = FixedSize(self.scaling_config)
         controller = ray.remote(num_cpus=0)(LeanController).remote(**arguments)
         ray.get(controller.run.remote())
         return ray.get(controller.get_result.remote())

@@ -36,8 +36,7 @@ def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: s
     if resources.memory_per_worker_gb is not None:
         per_worker["memory"] = resources.memory_per_worker_gb * 1e9
     low, high = resources.workers.low, resources.workers.high
-    is_lean = owns_cluster() and low == high
-    trainer = (LeanTrainer if is_lean else TorchTrainer)(
+    trainer = (LeanTrainer if owns_cluster() else TorchTrainer)(
         train_worker,
         train_loop_config={"spec": spec},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
