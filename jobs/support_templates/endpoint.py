@@ -23,7 +23,7 @@ from fastapi import APIRouter
 
 from heliostat.runs.bundle import Bundle
 from heliostat.serve.contract import Example, Page
-from heliostat.serve.errors import ApiError
+from heliostat.serve.errors import ApiError, ErrorBody
 from heliostat.serve.events import EventLog, RepeatedEvent
 from heliostat.serve.service import Service, Version
 from heliostat.storage import Location
@@ -89,7 +89,14 @@ class SupportEndpoint:
             """The most probable reply templates for a conversation."""
             return await self._suggest(service, request)
 
-        @router.post("/feedback", status_code=202, tags=["suggestions"])
+        @router.post(
+            "/feedback",
+            status_code=202,
+            tags=["suggestions"],
+            responses={
+                409: {"model": ErrorBody, "description": "The suggestion has feedback already."}
+            },
+        )
         async def feedback(event: Feedback) -> dict[str, str]:
             """Which template was chosen. The first feedback for a suggestion counts."""
             return await service.aside(partial(self._keep, event))  # type: ignore[no-any-return]

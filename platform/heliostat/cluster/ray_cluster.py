@@ -5,8 +5,8 @@ working directory first, so nothing is shipped from here: `heliostat.config.sett
 does for the driver what Ray does for its workers.
 
 What Ray prints is kept off the console: `fit` shows progress itself and every error comes back as
-an exception. A cluster of our own has no dashboard unless Serve needs it: its processes would take a
-tenth of a small machine from the training. Who wants to look runs `ray start --head` first.
+an exception. A cluster of our own has no dashboard unless Serve needs it: its processes would take
+a tenth of a small machine from the training. Who wants to look runs `ray start --head` first.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from heliostat.serve.config import OFF, ServeConfig
 from heliostat.serve.contract import Endpoint
-from heliostat.serve.errors import add_handlers
+from heliostat.serve.errors import MEANINGS, ErrorBody, add_handlers
 from heliostat.serve.gate import Gate, GateRules
 from heliostat.serve.keys import KeyRing, read_keys
 from heliostat.serve.page import api_page, front_page
@@ -56,7 +56,15 @@ def _application(endpoint: Endpoint, service: Service, *, is_open: bool) -> Fast
     from fastapi import FastAPI
     from starlette.responses import HTMLResponse, Response
 
-    app = FastAPI(title=endpoint.title, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title=endpoint.title,
+        docs_url=None,
+        redoc_url=None,
+        responses={
+            status: {"model": ErrorBody, "description": meaning}
+            for status, meaning in MEANINGS.items()
+        },
+    )
     add_handlers(app)
     prefix = endpoint.prefix
     app.include_router(endpoint.router(service), prefix=prefix)
@@ -105,4 +113,16 @@ def _application(endpoint: Endpoint, service: Service, *, is_open: bool) -> Fast
     async def docs() -> Response:
         return HTMLResponse(api_page(app.openapi()))
 
+    if not is_open:
+        _describe_keys(app, f"{prefix}/healthz")
     return app
+
+
+def _describe_keys(app: FastAPI, open_path: str) -> None:
+    """Say in the OpenAPI description that every route but one needs a key."""
+    description = app.openapi()
+    schemes = description.setdefault("components", {}).setdefault("securitySchemes", {})
+    schemes["key"] = {"type": "http", "scheme": "bearer"}
+    for path, operations in description["paths"].items():
+        for operation in operations.values():
+            operation["security"] = [] if path == open_path else [{"key": []}]

@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.responses import Response
@@ -31,6 +33,34 @@ CODES = {
     503: "overloaded",
     504: "timed_out",
 }
+
+
+MEANINGS = {
+    400: "The body is not JSON.",
+    401: "No key was sent.",
+    403: "The key is not known.",
+    413: "The body is too large.",
+    422: "A value is not allowed; `field` is its path.",
+    429: "The key has used up its rate; come again after `Retry-After` seconds.",
+    500: "Something broke.",
+    503: "Too many requests wait, or the model is being loaded; come again after `Retry-After`.",
+    504: "The answer took too long.",
+}
+"""The errors that every route may answer with, for the OpenAPI description."""
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    code: str
+    message: str
+    field: str | None
+
+
+class ErrorBody(BaseModel):
+    """An error."""
+
+    error: ErrorDetail
 
 
 class ApiError(Exception):

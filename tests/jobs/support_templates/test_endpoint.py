@@ -409,11 +409,16 @@ def test_the_page_shows_a_conversation_and_its_suggestions(served: Served, tmp_p
 
 def test_the_api_is_described(served: Served) -> None:
     with urllib.request.urlopen(served.url + "/openapi.json", timeout=30) as answer:
-        paths = json.load(answer)["paths"]
+        description = json.load(answer)
+    paths = description["paths"]
     assert set(paths) == {
         f"/v1/support/{name}"
         for name in ("suggest", "feedback", "lifecycle", "healthz", "model", "shadow")
     }
+    suggest = paths["/v1/support/suggest"]["post"]
+    assert {"200", "401", "413", "422", "429", "503", "504"} <= set(suggest["responses"])
+    assert suggest["security"] == [{"key": []}]
+    assert paths["/v1/support/healthz"]["get"]["security"] == []
     with urllib.request.urlopen(served.url + "/docs", timeout=30) as answer:
         text = answer.read().decode()
     assert "used_template_ids" in text
