@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from heliostat.serve.config import OFF, ServeConfig
@@ -23,7 +23,11 @@ PAGES = ("/", "/docs", "/openapi.json", "/favicon.ico")
 
 
 def build_app(
-    endpoint: Endpoint, service: Service, config: ServeConfig, telemetry: Telemetry, replicas: int
+    endpoint: Endpoint,
+    service: Service,
+    config: ServeConfig,
+    telemetry: Telemetry,
+    replicas: Callable[[], int],
 ) -> Gate:
     """The whole application.
 
@@ -32,14 +36,14 @@ def build_app(
         service: its versions.
         config: of the endpoint.
         telemetry: where answers are counted.
-        replicas: how many replicas share the rate of a key.
+        replicas: how many replicas share the rate of a key now.
     """
     app = _application(endpoint, service, is_open=config.keys == OFF)
     paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     per_minute = config.limits.requests_per_minute
     rules = GateRules(
         keys=None if config.keys == OFF else KeyRing(read_keys(Location.of(config.keys))),
-        rate=None if per_minute is None else RateLimit(per_minute / replicas),
+        rate=None if per_minute is None else RateLimit(per_minute, replicas),
         body_bytes=int(config.limits.body_mb * 1e6),
         request_s=config.limits.request_s,
         open_paths=frozenset((*PAGES, "/healthz", f"{endpoint.prefix}/healthz")),

@@ -133,10 +133,13 @@ def wait_for_lineup(description: Mapping[str, Any], url: str) -> list[str]:
         load_bundle(one["bundle"]).version: one.get("percent", 100.0)
         for one in wanted["user_config"]["versions"]
     }
+    copied = wanted["user_config"].get("shadow")
+    shadow = None if copied is None else load_bundle(copied).version
     until = time.monotonic() + LINEUP_WAIT_S
     while True:
         health = _health(url)
-        if {one["version"]: one["percent"] for one in health["versions"]} == shares:
+        answering = {one["version"]: one["percent"] for one in health["versions"]}
+        if answering == shares and health["shadow"] == shadow:
             return _lines(health)
         if health["refused_lineup"]:
             raise Fault(

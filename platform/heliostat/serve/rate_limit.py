@@ -6,6 +6,7 @@ grants an equal share of the rate, since the proxy spreads requests evenly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -18,9 +19,14 @@ class _Bucket:
 class RateLimit:
     """Grants requests by key."""
 
-    def __init__(self, requests_per_minute: float) -> None:
-        self._per_s = requests_per_minute / 60
-        self._most = max(1.0, requests_per_minute)
+    def __init__(self, requests_per_minute: float, replicas: Callable[[], int] = lambda: 1) -> None:
+        """Make a limit.
+
+        Args:
+            requests_per_minute: for each key, over all replicas.
+            replicas: how many there are now.
+        """
+        self._per_minute, self._replicas = requests_per_minute, replicas
         self._buckets: dict[str, _Bucket] = {}
 
     def wait_s(self, key: str, now: float) -> float:
@@ -30,10 +36,12 @@ class RateLimit:
             key: who asks.
             now: a monotonic time, in seconds.
         """
-        bucket = self._buckets.setdefault(key, _Bucket(self._most, now))
-        bucket.left = min(self._most, bucket.left + (now - bucket.at) * self._per_s)
+        share = self._per_minute / self._replicas()
+        most, per_s = max(1.0, share), share / 60
+        bucket = self._buckets.setdefault(key, _Bucket(most, now))
+        bucket.left = min(most, bucket.left + (now - bucket.at) * per_s)
         bucket.at = now
         if bucket.left >= 1:
             bucket.left -= 1
             return 0.0
-        return (1 - bucket.left) / self._per_s
+        return (1 - bucket.left) / per_s

@@ -70,6 +70,7 @@ class Replica:
             await self._service.apply(lineup)
             self._is_ready = True
             return
+        self._service.expect()
         change = asyncio.create_task(self._change(lineup))
         self._changes.add(change)
         change.add_done_callback(self._changes.discard)
@@ -82,12 +83,12 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> Gate:
         """The application; called once by Serve, after the constructor."""
-        return build_app(
-            self._endpoint, self._service, self._config, self._telemetry, self._replicas()
-        )
+        return build_app(self._endpoint, self._service, self._config, self._telemetry, _replicas)
 
-    def _replicas(self) -> int:
-        return self._config.replicas.high
+
+def _replicas() -> int:
+    """How many replicas the deployment has now, as Serve last told this one."""
+    return max(1, serve.get_replica_context().world_size or 1)
 
 
 def build(args: Mapping[str, Any]) -> Application:

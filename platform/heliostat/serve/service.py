@@ -107,6 +107,10 @@ class Service:
         loaded = self._require()
         return loaded.versions[loaded.lineup.versions[-1].bundle]
 
+    def expect(self) -> None:
+        """Forget why the last lineup was refused: another one comes."""
+        self._failure = None
+
     async def apply(self, lineup: Lineup) -> None:
         """Change the lineup; raises what loading raised, after which the old one still answers."""
         async with self._changing:

@@ -61,3 +61,9 @@ def test_a_rate_limit_grants_a_minutes_worth_at_once_and_then_evenly() -> None:
     assert limit.wait_s("b", 0.0) == 0.0
     assert limit.wait_s("a", 1.0) == 0.0
     assert limit.wait_s("a", 1.5) == pytest.approx(0.5)
+
+
+def test_replicas_share_the_rate_of_a_key() -> None:
+    limit = RateLimit(60, replicas=lambda: 3)
+    assert [limit.wait_s("a", 0.0) for _ in range(20)] == [0.0] * 20
+    assert limit.wait_s("a", 0.0) == pytest.approx(3.0)
