@@ -14,10 +14,14 @@ A model has parameters and no buffers, so weights can be loaded without drawing 
         model = DecoderLM(config, torch.Generator())
     model.load_state_dict(weights, assign=True)
 
-Shapes: B batch, T tokens, d width, V vocabulary, N rows with a target.
+`cached` is the forward of generation, see `models.cache`.
+
+Shapes: B batch, T tokens, d width, V vocabulary; in a cached step N new tokens, R wanted rows.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +30,14 @@ from torch.utils.checkpoint import checkpoint
 
 from models.attention import AttentionInputs, CausalSelfAttention
 from models.attention_mask import additive_mask, derived_positions
+from models.cache import CacheStep, LayerCache, LayerLayout
 from models.decoder_config import DecoderConfig
 from models.feed_forward import FEED_FORWARDS
 from models.initialise import embedding, initialise, linear
 from models.linear_cross_entropy import linear_cross_entropy_sum
 from models.losses import IGNORED
-from models.rotary import rotary_tables
+from models.ragged import Group
+from models.rotary import RotaryTables, rotary_tables
 
 
 class Decoder(nn.Module):
@@ -101,6 +107,21 @@ class Decoder(nn.Module):
         hidden_BTd: torch.Tensor = self.final_norm(x_BTd)
         return hidden_BTd
 
+    def cached(self, input_ids_N: torch.Tensor, step: CacheStep) -> torch.Tensor:
+        """Hidden states [N, d] of the new tokens of a step of generation."""
+        x_Nd: torch.Tensor = self.embedding(input_ids_N)
+        rotary = rotary_tables(
+            step.positions_N,
+            rotary_width=self.config.rotary_width,
+            base=self.config.rotary_base,
+            dtype=x_Nd.dtype,
+        )
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x_Nd = block.cached(x_Nd, rotary, step.groups, step.layer(index))
+        hidden_Nd: torch.Tensor = self.final_norm(x_Nd)
+        return hidden_Nd
+
 
 class Block(nn.Module):
     """Attention and feed-forward, each on a normalised input, added to the residual stream."""
@@ -118,6 +139,15 @@ class Block(nn.Module):
         source_BTd = x_BTd if self.parallel_residual else attended_BTd
         out_BTd: torch.Tensor = attended_BTd + self.feed_forward(self.feed_forward_norm(source_BTd))
         return out_BTd
+
+    def cached(
+        self, x_Nd: torch.Tensor, rotary: RotaryTables, groups: Sequence[Group], cache: LayerCache
+    ) -> torch.Tensor:
+        """The same for the new tokens of a step of generation."""
+        attended_Nd = x_Nd + self.attention.cached(self.attention_norm(x_Nd), rotary, groups, cache)
+        source_Nd = x_Nd if self.parallel_residual else attended_Nd
+        out_Nd: torch.Tensor = attended_Nd + self.feed_forward(self.feed_forward_norm(source_Nd))
+        return out_Nd
 
 
 class DecoderLM(nn.Module):
@@ -159,14 +189,35 @@ class DecoderLM(nn.Module):
             position_ids=position_ids,
             document_ids=document_ids,
         )
-        tied = self.config.tied_embeddings
-        weight_Vd = self.decoder.embedding.weight if tied else self.output_embedding.weight
+        weight_Vd = self.output_weight
         if targets_BT is None:
             return F.linear(hidden_BTd, weight_Vd)
         has_target_BT = targets_BT != IGNORED
         return linear_cross_entropy_sum(
             hidden_BTd[has_target_BT], weight_Vd, targets_BT[has_target_BT]
         )
+
+    @property
+    def output_weight(self) -> torch.Tensor:
+        """The output embedding, [V, d]."""
+        tied = self.config.tied_embeddings
+        weight_Vd: torch.Tensor = (
+            self.decoder.embedding.weight if tied else self.output_embedding.weight
+        )
+        return weight_Vd
+
+    def cache_layouts(self) -> list[LayerLayout]:
+        """What each layer keeps, see `models.cache`."""
+        blocks = [block for block in self.decoder.blocks if isinstance(block, Block)]
+        return [block.attention.cache_layout() for block in blocks]
+
+    def cached(
+        self, input_ids_N: torch.Tensor, step: CacheStep, rows_R: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Logits [R, V] of rows of a step of generation, of all its N rows when None."""
+        hidden_Nd = self.decoder.cached(input_ids_N, step)
+        wanted_Rd = hidden_Nd if rows_R is None else hidden_Nd[list(rows_R)]
+        return F.linear(wanted_Rd, self.output_weight)
 
 
 def build_norm(config: DecoderConfig) -> nn.LayerNorm | nn.RMSNorm:
