@@ -29,6 +29,7 @@ CODES = {
     415: "unsupported_media_type",
     422: "invalid",
     429: "rate_limited",
+    499: "client_gone",
     500: "internal",
     503: "overloaded",
     504: "timed_out",
@@ -41,7 +42,8 @@ MEANINGS = {
     403: "The key is not known.",
     413: "The body is too large.",
     422: "A value is not allowed; `field` is its path.",
-    429: "The key has used up its rate; come again after `Retry-After` seconds.",
+    429: "The key has used up its rate, or too many requests wait for the language model; come "
+    "again after `Retry-After` seconds.",
     500: "Something broke.",
     503: "Too many requests wait, or the model is being loaded; come again after `Retry-After`.",
     504: "The answer took too long.",
@@ -72,16 +74,17 @@ class ApiError(Exception):
         message: str,
         *,
         field: str | None = None,
+        code: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.field = status, message, field
+        self.code = code or CODES.get(status, "error")
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """The JSON body."""
-        code = CODES.get(self.status, "error")
-        return {"error": {"code": code, "message": self.message, "field": self.field}}
+        return {"error": {"code": self.code, "message": self.message, "field": self.field}}
 
     def headers(self) -> dict[str, str]:
         """Headers that belong to it."""
