@@ -1,14 +1,16 @@
-"""One decoder-only transformer for GPT-NeoX and Llama, with and without its output embedding.
+"""One decoder-only transformer for GPT-NeoX, Llama and DeepSeek, with or without output embedding.
 
-`Decoder` maps token ids to hidden states, `DecoderLM` adds the output embedding. Which of the two
-families, or what between them, is data: `DecoderConfig`. Checkpoints in Hugging Face layout are
-translated by `models.hf_layout`; losses are in `models.losses`.
+`Decoder` maps token ids to hidden states, `DecoderLM` adds the output embedding. Which of the
+families, or what between them, is data: `DecoderConfig` names the attention of all blocks and the
+feed-forward layer of each. Checkpoints in Hugging Face layout are translated by `models.hf_layout`;
+losses are in `models.losses`.
 
     config = gpt_neox_config(vocab_size=2048, width=96, layers=3, heads=4)
     model = DecoderLM(config, torch.Generator().manual_seed(0))
     logits_BTV = model(input_ids_BT)
 
-A model has parameters and no buffers, so weights can be loaded without drawing any first:
+A model has parameters, and of experts the selection biases as buffers, all in its state dict; so
+weights can be loaded without drawing any first:
 
     with torch.device("meta"):
         model = DecoderLM(config, torch.Generator())
@@ -22,6 +24,7 @@ Shapes: B batch, T tokens, d width, V vocabulary; in a cached step N new tokens,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +33,32 @@ from torch.utils.checkpoint import checkpoint
 
 from models.attention import AttentionInputs, CausalSelfAttention
 from models.attention_mask import additive_mask, derived_positions
+from models.balance import RoutingStatistics
 from models.cache import CacheStep, LayerCache, LayerLayout
 from models.decoder_config import DecoderConfig
 from models.feed_forward import FEED_FORWARDS
 from models.initialise import embedding, initialise, linear
+from models.latent_attention import LatentAttention
 from models.linear_cross_entropy import linear_cross_entropy_sum
 from models.losses import IGNORED
+from models.mixture import MixtureOfExperts
 from models.ragged import Group
 from models.rotary import RotaryTables, rotary_tables
+
+
+class ObservedHidden(NamedTuple):
+    """Hidden states, and how the tokens were routed on the way."""
+
+    hidden: torch.Tensor
+    routing: list[RoutingStatistics]
+    """Of the layers with experts, in order."""
+
+
+class ObservedLoss(NamedTuple):
+    """The summed loss of the targets, and how the tokens were routed."""
+
+    total: torch.Tensor
+    routing: list[RoutingStatistics]
 
 
 class Decoder(nn.Module):
@@ -61,7 +82,7 @@ class Decoder(nn.Module):
         self.config = config
         self.checkpoint_activations = checkpoint_activations
         self.embedding = embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.final_norm = build_norm(config)
         initialise(self, std=config.initial_std, generator=generator)
 
@@ -83,18 +104,7 @@ class Decoder(nn.Module):
             document_ids: [B, T], one number per packed document, at least 0. A token sees only
                 earlier tokens of its own document.
         """
-        x_BTd: torch.Tensor = self.embedding(input_ids_BT)
-        if position_ids is None:
-            position_ids = derived_positions(input_ids_BT, attention_mask, document_ids)
-        inputs = AttentionInputs(
-            rotary=rotary_tables(
-                position_ids,
-                rotary_width=self.config.rotary_width,
-                base=self.config.rotary_base,
-                dtype=x_BTd.dtype,
-            ),
-            mask=additive_mask(attention_mask, document_ids, x_BTd.dtype),
-        )
+        x_BTd, inputs = self._begin(input_ids_BT, attention_mask, position_ids, document_ids)
         recompute = self.checkpoint_activations and torch.is_grad_enabled()
         for block in self.blocks:
             if recompute:
@@ -110,35 +120,105 @@ class Decoder(nn.Module):
     def cached(self, input_ids_N: torch.Tensor, step: CacheStep) -> torch.Tensor:
         """Hidden states [N, d] of the new tokens of a step of generation."""
         x_Nd: torch.Tensor = self.embedding(input_ids_N)
-        rotary = rotary_tables(
-            step.positions_N,
-            rotary_width=self.config.rotary_width,
-            base=self.config.rotary_base,
-            dtype=x_Nd.dtype,
-        )
+        rotary = self._rotary(step.positions_N, x_Nd.dtype)
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             x_Nd = block.cached(x_Nd, rotary, step.groups, step.layer(index))
         hidden_Nd: torch.Tensor = self.final_norm(x_Nd)
         return hidden_Nd
 
+    def observed(
+        self,
+        input_ids_BT: torch.Tensor,
+        *,
+        position_ids: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
+        sequence_ids: torch.Tensor | None = None,
+    ) -> ObservedHidden:
+        """The same for full rows, with the routing of every layer of experts.
+
+        Args:
+            input_ids_BT: Token ids; no padding.
+            position_ids: As of `forward`.
+            document_ids: As of `forward`.
+            sequence_ids: [B], the sequences' own numbers, which say whose tokens are never dropped.
+        """
+        x_BTd, inputs = self._begin(input_ids_BT, None, position_ids, document_ids)
+        recompute = self.checkpoint_activations and torch.is_grad_enabled()
+        routing = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            if recompute:
+                x_BTd, seen = checkpoint(
+                    block.observed,
+                    x_BTd,
+                    inputs,
+                    sequence_ids,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+            else:
+                x_BTd, seen = block.observed(x_BTd, inputs, sequence_ids)
+            if seen is not None:
+                routing.append(seen)
+        return ObservedHidden(self.final_norm(x_BTd), routing)
+
+    def _begin(
+        self,
+        input_ids_BT: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        document_ids: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, AttentionInputs]:
+        """The embedded tokens, and what the attention of all blocks shares."""
+        x_BTd: torch.Tensor = self.embedding(input_ids_BT)
+        if position_ids is None:
+            position_ids = derived_positions(input_ids_BT, attention_mask, document_ids)
+        inputs = AttentionInputs(
+            rotary=self._rotary(position_ids, x_BTd.dtype),
+            mask=additive_mask(attention_mask, document_ids, x_BTd.dtype),
+        )
+        return x_BTd, inputs
+
+    def _rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> RotaryTables:
+        return rotary_tables(
+            positions,
+            rotary_width=self.config.rotary_width,
+            base=self.config.rotary_base,
+            dtype=dtype,
+            yarn=self.config.yarn,
+        )
+
 
 class Block(nn.Module):
     """Attention and feed-forward, each on a normalised input, added to the residual stream."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.parallel_residual = config.parallel_residual
         self.attention_norm = build_norm(config)
-        self.attention = CausalSelfAttention(config)
+        self.attention = build_attention(config)
         self.feed_forward_norm = build_norm(config)
-        self.feed_forward = FEED_FORWARDS[config.feed_forward](config)
+        self.feed_forward = build_feed_forward(config, layer)
 
     def forward(self, x_BTd: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
         attended_BTd = x_BTd + self.attention(self.attention_norm(x_BTd), inputs)
         source_BTd = x_BTd if self.parallel_residual else attended_BTd
         out_BTd: torch.Tensor = attended_BTd + self.feed_forward(self.feed_forward_norm(source_BTd))
         return out_BTd
+
+    def observed(
+        self, x_BTd: torch.Tensor, inputs: AttentionInputs, sequence_ids_B: torch.Tensor | None
+    ) -> tuple[torch.Tensor, RoutingStatistics | None]:
+        """The same, with the routing where the feed-forward is a mixture of experts."""
+        if not isinstance(self.feed_forward, MixtureOfExperts):
+            return self(x_BTd, inputs), None
+        attended_BTd = x_BTd + self.attention(self.attention_norm(x_BTd), inputs)
+        source_BTd = x_BTd if self.parallel_residual else attended_BTd
+        out_BTd, seen = self.feed_forward.observed(
+            self.feed_forward_norm(source_BTd), sequence_ids_B
+        )
+        return attended_BTd + out_BTd, seen
 
     def cached(
         self, x_Nd: torch.Tensor, rotary: RotaryTables, groups: Sequence[Group], cache: LayerCache
@@ -175,27 +255,41 @@ class DecoderLM(nn.Module):
         position_ids: torch.Tensor | None = None,
         document_ids: torch.Tensor | None = None,
         targets_BT: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        sequence_ids: torch.Tensor | None = None,
+        observe: bool = False,
+    ) -> torch.Tensor | ObservedLoss:
         """Logits [B, T, V], or with `targets_BT` the scalar sum of the cross entropies.
 
         `targets_BT` holds the token that each position must predict (`next_token_targets` makes
         it from labels) or -100. The loss is computed in here, not from returned logits, for two
         reasons: the logits of a whole batch never exist at once, and wrappers that gather sharded
-        weights (ZeRO-3, FSDP) do so only inside `forward`.
+        weights (ZeRO-3, FSDP) do so only inside `forward`. For the same reason `observe` asks here
+        for the routing beside the loss, as `ObservedLoss`; it takes full rows, see
+        `Decoder.observed`.
         """
-        hidden_BTd = self.decoder(
-            input_ids_BT,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            document_ids=document_ids,
-        )
+        routing: list[RoutingStatistics] = []
+        if observe:
+            hidden_BTd, routing = self.decoder.observed(
+                input_ids_BT,
+                position_ids=position_ids,
+                document_ids=document_ids,
+                sequence_ids=sequence_ids,
+            )
+        else:
+            hidden_BTd = self.decoder(
+                input_ids_BT,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                document_ids=document_ids,
+            )
         weight_Vd = self.output_weight
         if targets_BT is None:
             return F.linear(hidden_BTd, weight_Vd)
         has_target_BT = targets_BT != IGNORED
-        return linear_cross_entropy_sum(
+        total = linear_cross_entropy_sum(
             hidden_BTd[has_target_BT], weight_Vd, targets_BT[has_target_BT]
         )
+        return ObservedLoss(total, routing) if observe else total
 
     @property
     def output_weight(self) -> torch.Tensor:
@@ -225,3 +319,15 @@ def build_norm(config: DecoderConfig) -> nn.LayerNorm | nn.RMSNorm:
     if config.norm == "layer_norm":
         return nn.LayerNorm(config.width, eps=config.norm_epsilon)
     return nn.RMSNorm(config.width, eps=config.norm_epsilon)
+
+
+def build_attention(config: DecoderConfig) -> CausalSelfAttention | LatentAttention:
+    """The attention that `config` names."""
+    return LatentAttention(config) if config.latent is not None else CausalSelfAttention(config)
+
+
+def build_feed_forward(config: DecoderConfig, layer: int) -> nn.Module:
+    """The feed-forward layer that `config` names for a block."""
+    if config.has_experts(layer):
+        return MixtureOfExperts(config)
+    return FEED_FORWARDS[config.feed_forward](config)

@@ -30,12 +30,13 @@ class GeluFeedForward(nn.Module):
 
 
 class SwiGLUFeedForward(nn.Module):
-    """W_down(silu(W_gate x) * W_up x)."""
+    """W_down(silu(W_gate x) * W_up x); `width` stands in the place of the config's F."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, *, width: int | None = None) -> None:
         super().__init__()
-        self.gate_up = linear(config.width, 2 * config.feed_forward_width, bias=config.has_biases)
-        self.down = linear(config.feed_forward_width, config.width, bias=config.has_biases)
+        inner = config.feed_forward_width if width is None else width
+        self.gate_up = linear(config.width, 2 * inner, bias=config.has_biases)
+        self.down = linear(inner, config.width, bias=config.has_biases)
 
     def forward(self, x_BTd: torch.Tensor) -> torch.Tensor:
         gate_BTF, up_BTF = self.gate_up(x_BTd).chunk(2, dim=-1)

@@ -1,6 +1,7 @@
 """`DecoderConfig` to and from the dictionary of a Hugging Face `config.json`.
 
-Model types `gpt_neox` and `llama`. Written as transformers 5 writes it (`rope_parameters`),
+Model types `gpt_neox` and `llama` here, `deepseek_v2` and `deepseek_v3` in `models.hf_deepseek`.
+Written as transformers 5 writes it (`rope_parameters`),
 together with the spelling of earlier versions, so that either reads the same model; read in both
 spellings. What a `Decoder` cannot compute (other rotary scalings, other activations) is refused.
 Dropout is not part of a `Decoder` and is not read. Token ids are the tokenizer's business: merge
@@ -12,19 +13,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from models import hf_deepseek
 from models.decoder_config import DecoderConfig
+from models.hf_values import flag, integer, number, require, require_whole_heads
 
-ModelType = Literal["gpt_neox", "llama"]
+ModelType = Literal["gpt_neox", "llama", "deepseek_v2", "deepseek_v3"]
+FAMILIES: dict[ModelType, str] = {
+    "gpt_neox": "GPTNeoX",
+    "llama": "Llama",
+    "deepseek_v2": "DeepseekV2",
+    "deepseek_v3": "DeepseekV3",
+}
+_KINDS = ", ".join(FAMILIES)
 
 
 def model_type(config: DecoderConfig) -> ModelType:
     """The Hugging Face model type that computes the same function as a `Decoder` of `config`."""
+    if config.latent is not None or config.experts is not None:
+        return hf_deepseek.model_type(config)
     if (
         config.norm == "layer_norm"
         and config.feed_forward == "gelu"
         and config.has_biases
         and config.key_value_heads == config.heads
         and config.head_width * config.heads == config.width
+        and config.yarn is None
     ):
         return "gpt_neox"
     if (
@@ -32,9 +45,10 @@ def model_type(config: DecoderConfig) -> ModelType:
         and config.feed_forward == "swiglu"
         and not config.parallel_residual
         and config.rotary_fraction == 1.0
+        and config.yarn is None
     ):
         return "llama"
-    raise ValueError(f"no Hugging Face model type, gpt_neox or llama, has this shape: {config}.")
+    raise ValueError(f"no Hugging Face model type, {_KINDS}, has this shape: {config}.")
 
 
 def from_hf_config(values: Mapping[str, object]) -> DecoderConfig:
@@ -44,14 +58,17 @@ def from_hf_config(values: Mapping[str, object]) -> DecoderConfig:
         return _from_gpt_neox(values)
     if kind == "llama":
         return _from_llama(values)
-    raise ValueError(f"model_type must be 'gpt_neox' or 'llama', got {kind!r}.")
+    if kind in ("deepseek_v2", "deepseek_v3"):
+        return hf_deepseek.from_values(values)
+    raise ValueError(f"model_type must be one of {_KINDS}, got {kind!r}.")
 
 
 def to_hf_config(config: DecoderConfig, *, classes: int | None = None) -> dict[str, object]:
     """The Hugging Face config of a `DecoderLM`, or of a `DecoderClassifier` with `classes`."""
     kind = model_type(config)
-    values = _to_gpt_neox(config) if kind == "gpt_neox" else _to_llama(config)
-    family = "GPTNeoX" if kind == "gpt_neox" else "Llama"
+    writers = {"gpt_neox": _to_gpt_neox, "llama": _to_llama}
+    values = writers.get(kind, hf_deepseek.to_values)(config)
+    family = FAMILIES[kind]
     values |= {
         "model_type": kind,
         "vocab_size": config.vocab_size,
@@ -73,31 +90,31 @@ def to_hf_config(config: DecoderConfig, *, classes: int | None = None) -> dict[s
 
 
 def _from_gpt_neox(values: Mapping[str, object]) -> DecoderConfig:
-    _require(values, "hidden_act", "gelu")
-    _require(values, "attention_bias", True)
+    require(values, "hidden_act", "gelu")
+    require(values, "attention_bias", True)
     base, fraction = _rotary(
         values, base_name="rotary_emb_base", fraction_name="rotary_pct", default_fraction=0.25
     )
-    width, heads = _integer(values, "hidden_size"), _integer(values, "num_attention_heads")
-    _require_whole_heads(width, heads)
+    width, heads = integer(values, "hidden_size"), integer(values, "num_attention_heads")
+    require_whole_heads(width, heads)
     return DecoderConfig(
-        vocab_size=_integer(values, "vocab_size"),
+        vocab_size=integer(values, "vocab_size"),
         width=width,
-        layers=_integer(values, "num_hidden_layers"),
+        layers=integer(values, "num_hidden_layers"),
         heads=heads,
         key_value_heads=heads,
         head_width=width // heads,
-        feed_forward_width=_integer(values, "intermediate_size"),
-        max_positions=_integer(values, "max_position_embeddings"),
+        feed_forward_width=integer(values, "intermediate_size"),
+        max_positions=integer(values, "max_position_embeddings"),
         norm="layer_norm",
-        norm_epsilon=_number(values, "layer_norm_eps", 1e-5),
+        norm_epsilon=number(values, "layer_norm_eps", 1e-5),
         feed_forward="gelu",
         has_biases=True,
-        parallel_residual=_flag(values, "use_parallel_residual", True),
+        parallel_residual=flag(values, "use_parallel_residual", True),
         rotary_fraction=fraction,
         rotary_base=base,
-        tied_embeddings=_flag(values, "tie_word_embeddings", False),
-        initial_std=_number(values, "initializer_range", 0.02),
+        tied_embeddings=flag(values, "tie_word_embeddings", False),
+        initial_std=number(values, "initializer_range", 0.02),
     )
 
 
@@ -118,9 +135,9 @@ def _to_gpt_neox(config: DecoderConfig) -> dict[str, object]:
 
 
 def _from_llama(values: Mapping[str, object]) -> DecoderConfig:
-    _require(values, "hidden_act", "silu")
-    has_biases = _flag(values, "attention_bias", False)
-    _require(values, "mlp_bias", has_biases, default=False)
+    require(values, "hidden_act", "silu")
+    has_biases = flag(values, "attention_bias", False)
+    require(values, "mlp_bias", has_biases, default=False)
     base, fraction = _rotary(
         values,
         base_name="rope_theta",
@@ -129,27 +146,27 @@ def _from_llama(values: Mapping[str, object]) -> DecoderConfig:
     )
     if fraction != 1.0:
         raise ValueError(f"partial_rotary_factor of a llama must be 1.0, got {fraction}.")
-    width, heads = _integer(values, "hidden_size"), _integer(values, "num_attention_heads")
+    width, heads = integer(values, "hidden_size"), integer(values, "num_attention_heads")
     if values.get("head_dim") is None:
-        _require_whole_heads(width, heads)
+        require_whole_heads(width, heads)
     return DecoderConfig(
-        vocab_size=_integer(values, "vocab_size"),
+        vocab_size=integer(values, "vocab_size"),
         width=width,
-        layers=_integer(values, "num_hidden_layers"),
+        layers=integer(values, "num_hidden_layers"),
         heads=heads,
-        key_value_heads=_integer(values, "num_key_value_heads", heads),
-        head_width=_integer(values, "head_dim", width // heads),
-        feed_forward_width=_integer(values, "intermediate_size"),
-        max_positions=_integer(values, "max_position_embeddings"),
+        key_value_heads=integer(values, "num_key_value_heads", heads),
+        head_width=integer(values, "head_dim", width // heads),
+        feed_forward_width=integer(values, "intermediate_size"),
+        max_positions=integer(values, "max_position_embeddings"),
         norm="rms_norm",
-        norm_epsilon=_number(values, "rms_norm_eps", 1e-6),
+        norm_epsilon=number(values, "rms_norm_eps", 1e-6),
         feed_forward="swiglu",
         has_biases=has_biases,
         parallel_residual=False,
         rotary_fraction=1.0,
         rotary_base=base,
-        tied_embeddings=_flag(values, "tie_word_embeddings", False),
-        initial_std=_number(values, "initializer_range", 0.02),
+        tied_embeddings=flag(values, "tie_word_embeddings", False),
+        initial_std=number(values, "initializer_range", 0.02),
     )
 
 
@@ -176,52 +193,9 @@ def _rotary(
     rope_type = nested.get("rope_type", nested.get("type", "default"))
     if rope_type != "default":
         raise ValueError(f"rope_type must be 'default', got {rope_type!r}.")
-    base = _number(values, base_name, 10_000.0)
-    fraction = _number(values, fraction_name, default_fraction)
+    base = number(values, base_name, 10_000.0)
+    fraction = number(values, fraction_name, default_fraction)
     return (
-        _number(nested, "rope_theta", base),
-        _number(nested, "partial_rotary_factor", fraction),
+        number(nested, "rope_theta", base),
+        number(nested, "partial_rotary_factor", fraction),
     )
-
-
-def _require(
-    values: Mapping[str, object], name: str, expected: object, *, default: object = None
-) -> None:
-    """Refuse any other value; an absent one is `default`, or else the expected."""
-    found = values.get(name, expected if default is None else default)
-    if found != expected:
-        raise ValueError(f"{name} must be {expected!r}, got {found!r}.")
-
-
-def _require_whole_heads(width: int, heads: int) -> None:
-    if heads < 1 or width % heads:
-        raise ValueError(
-            f"hidden_size ({width}) must be a multiple of num_attention_heads ({heads})."
-        )
-
-
-def _integer(values: Mapping[str, object], name: str, default: int | None = None) -> int:
-    found = values.get(name)
-    if found is None:
-        found = default
-    if not isinstance(found, int) or isinstance(found, bool):
-        raise ValueError(f"{name} must be a whole number, got {found!r}.")
-    return found
-
-
-def _number(values: Mapping[str, object], name: str, default: float) -> float:
-    found = values.get(name)
-    if found is None:
-        found = default
-    if not isinstance(found, int | float) or isinstance(found, bool):
-        raise ValueError(f"{name} must be a number, got {found!r}.")
-    return float(found)
-
-
-def _flag(values: Mapping[str, object], name: str, default: bool) -> bool:
-    found = values.get(name)
-    if found is None:
-        found = default
-    if not isinstance(found, bool):
-        raise ValueError(f"{name} must be true or false, got {found!r}.")
-    return found

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from models.experts import Experts
+
 
 def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
     """A linear layer without torch's own initialisation, which would draw from the global state.
@@ -39,5 +41,9 @@ def initialise(module: nn.Module, *, std: float, generator: torch.Generator) -> 
                 layer.weight.normal_(0.0, std, generator=generator)
             if isinstance(layer, nn.Linear) and layer.bias is not None:
                 layer.bias.zero_()
+        elif isinstance(layer, Experts):
+            for matrices in (layer.gate_up, layer.down):
+                if not matrices.is_meta:
+                    matrices.normal_(0.0, std, generator=generator)
         elif isinstance(layer, nn.LayerNorm | nn.RMSNorm):
             layer.reset_parameters()

@@ -1,11 +1,13 @@
 """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), in both layouts of the pairs.
 
-Channel pair m of a rotated head turns by the angle p * theta_m at position p, where
-theta_m = b^(-2m/R) unless a table of frequencies says otherwise (`models.rotary_frequencies`). The
-pair is (x_m, x_{m + R/2}) in the half-split layout of the GPT-NeoX and Llama checkpoints and
-(x_{2m}, x_{2m+1}) in the interleaved layout of the DeepSeek checkpoints. This module turns
-positions into tables of cosines and sines and applies them; where the positions come from is the
-business of `models.attention_mask` and `models.positions`.
+Channel pair m of a rotated head turns by the angle p * theta_m at position p, where theta_m =
+b^(-2m/R) unless a table of frequencies says otherwise (`models.rotary_frequencies`). The pair is
+(x_m, x_{m + R/2}) in the half-split layout of the GPT-NeoX and Llama checkpoints and (x_{2m},
+x_{2m+1}) in the interleaved layout of the DeepSeek checkpoints. This module turns positions into
+tables of cosines and sines and applies them; where the positions come from is the business of
+`models.attention_mask` and `models.positions`. `Decoder` always uses halves: a checkpoint that
+pairs neighbours is re-ordered once when it is read (`models.hf_layout`), and the same order in
+queries and keys leaves every score as it was.
 
 Shapes: B batch, T tokens, H heads, D head width, R rotated channels of a head, r = R/2.
 """
@@ -16,7 +18,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from models.rotary_frequencies import rope_frequencies
+from models.rotary_frequencies import rope_frequencies, yarn_frequencies
+from models.yarn import YarnConfig
 
 RotaryLayout = Literal["half", "interleaved"]
 """Which channels form a pair: (x_m, x_{m + R/2}) or (x_{2m}, x_{2m+1})."""
@@ -30,11 +33,26 @@ class RotaryTables(NamedTuple):
 
 
 def rotary_tables(
-    positions_BT: torch.Tensor, *, rotary_width: int, base: float, dtype: torch.dtype
+    positions_BT: torch.Tensor,
+    *,
+    rotary_width: int,
+    base: float,
+    dtype: torch.dtype,
+    yarn: YarnConfig | None = None,
 ) -> RotaryTables:
     """The tables for `positions_BT`; angles in float32 whatever `dtype`, B may be 1."""
-    frequencies_r = rope_frequencies(rotary_width, base, device=positions_BT.device)
-    return angle_tables(positions_BT, frequencies_r, dtype=dtype)
+    width, device = rotary_width, positions_BT.device
+    if yarn is None:
+        return angle_tables(positions_BT, rope_frequencies(width, base, device=device), dtype=dtype)
+    frequencies_r = yarn_frequencies(
+        width,
+        base,
+        yarn.factor,
+        train_length=yarn.original_positions,
+        fast_turns=yarn.beta_fast,
+        slow_turns=yarn.beta_slow,
+    )
+    return angle_tables(positions_BT, frequencies_r.to(device), dtype=dtype, factor=yarn.magnitude)
 
 
 def angle_tables(

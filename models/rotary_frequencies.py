@@ -24,6 +24,8 @@ import math
 
 import torch
 
+from models.yarn import yarn_factor as yarn_factor
+
 
 def rope_frequencies(
     rotary_width: int,
@@ -114,12 +116,3 @@ def yarn_frequencies(
     pairs_r = torch.arange(rotary_width // 2, dtype=torch.float64)
     ramp_r = ((pairs_r - low) / (high - low)).clamp(0.0, 1.0)
     return (theta_r.double() * ((1.0 - ramp_r) + ramp_r / k)).to(dtype)
-
-
-def yarn_factor(k: float, scale: float = 1.0) -> float:
-    """0.1 s ln k + 1, which multiplies rotated queries and rotated keys; 1 for k <= 1.
-
-    The logits are thus multiplied by its square (arXiv 2309.00071, eq. 22). DeepSeek's checkpoints
-    name s `mscale` and `mscale_all_dim`.
-    """
-    return 1.0 if k <= 1.0 else 0.1 * scale * math.log(k) + 1.0

@@ -11,7 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.classifier import DecoderClassifier
 from models.counting import (
+    DEEPSEEK,
     PYTHIA,
+    active_count,
     classifier_parameter_count,
     classifier_training_flops,
     lm_training_flops,
@@ -20,7 +22,14 @@ from models.counting import (
     training_compute,
 )
 from models.decoder import Decoder, DecoderLM
-from models.decoder_config import DecoderConfig, gpt_neox_config, llama_config
+from models.decoder_config import (
+    DecoderConfig,
+    deepseek_config,
+    gpt_neox_config,
+    llama_config,
+)
+from models.expert_config import ExpertsConfig
+from models.latent_config import LatentConfig
 from models.losses import classification_loss, next_token_loss
 
 # size: N, N', classifier of 640 classes
@@ -42,7 +51,23 @@ SMALL = [
     LLAMA,
     dataclasses.replace(LLAMA, tied_embeddings=True),
     dataclasses.replace(LLAMA, has_biases=True, key_value_heads=8, head_width=16),
+    deepseek_config(
+        vocab_size=100,
+        width=48,
+        layers=3,
+        heads=4,
+        head_width=8,
+        feed_forward_width=64,
+        latent=LatentConfig(width=20, rotary_width=4, value_width=12, query_width=16),
+        experts=ExpertsConfig(routed=8, shared=1, per_token=2, width=24, dense_layers=1),
+    ),
 ]
+# total, and active for a token without the token embedding but with the output embedding
+DEEPSEEK_TABLE = {
+    "v2-lite": (15_706_484_224, 2.45e9),
+    "v2": (235_741_434_880, 20.85e9),
+    "v3": (671_026_404_352, 36.6e9),
+}
 
 
 def built(model: torch.nn.Module) -> int:
@@ -65,8 +90,20 @@ def test_pythia_counts_equal_the_table_the_formula_and_the_model(size: str) -> N
         assert built(DecoderClassifier(lm.decoder, 640, generator)) == classifier
 
 
+@pytest.mark.parametrize("size", DEEPSEEK_TABLE)
+def test_deepseek_counts_equal_the_table_and_the_model(size: str) -> None:
+    config = DEEPSEEK[size]
+    total, active = DEEPSEEK_TABLE[size]
+    assert parameter_count(config) == total
+    with_head = active_count(config) + config.vocab_size * config.width
+    assert with_head == pytest.approx(active, rel=3e-3)
+    with torch.device("meta"):
+        assert built(DecoderLM(config, torch.Generator(device="cpu"))) == total
+
+
 def test_table_and_presets_name_the_same_sizes() -> None:
     assert TABLE.keys() == PYTHIA.keys()
+    assert DEEPSEEK_TABLE.keys() == DEEPSEEK.keys()
 
 
 @pytest.mark.parametrize("config", SMALL)

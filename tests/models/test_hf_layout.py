@@ -167,7 +167,10 @@ def test_released_smollm2_config_is_read() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type must be 'gpt_neox' or 'llama', got 'gpt2'"),
+        (
+            {"model_type": "gpt2"},
+            "model_type must be one of gpt_neox, llama, deepseek_v2, deepseek_v3, got 'gpt2'",
+        ),
         ({"hidden_act": "gelu_new"}, "hidden_act must be 'silu', got 'gelu_new'"),
         ({"hidden_size": None}, "hidden_size must be a whole number, got None"),
         ({"mlp_bias": True}, "mlp_bias must be False, got True"),

@@ -1,0 +1,89 @@
+"""A mixture of experts in the place of a feed-forward layer (arXiv 2401.06066, 2405.04434).
+
+    h = FFN_shared(u) + sum_{i in S} g_i FFN_i(u)
+
+`models.routing` chooses S and g, `models.experts` computes the sum, `models.balance` measures it,
+and `models.dropping` cuts it where a capacity is set, in training only. The N_s shared experts are
+one layer of width N_s f, which is the same as their sum.
+
+Shapes: B sequences, T tokens, X = B T rows, K experts of a row, d width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from models.balance import RoutingStatistics, statistics
+from models.decoder_config import DecoderConfig
+from models.dropping import is_exempt, kept
+from models.experts import Experts, dispatch
+from models.feed_forward import SwiGLUFeedForward
+from models.initialise import linear
+from models.routing import Routing, route
+
+
+class MixtureOfExperts(nn.Module):
+    """Shared and routed experts."""
+
+    selection_bias: torch.Tensor | None
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        experts = config.experts
+        assert experts is not None
+        self.config = experts
+        self.router = linear(config.width, experts.routed, bias=False)
+        # A float32 buffer: no gradient, no decay, and bfloat16 cannot hold steps of 0.001 near 1.
+        bias = torch.zeros(experts.routed) if experts.has_bias else None
+        self.register_buffer("selection_bias", bias)
+        self.experts = Experts(experts.routed, config.width, experts.width)
+        if experts.shared:
+            self.shared = SwiGLUFeedForward(config, width=experts.shared * experts.width)
+
+    def forward(self, x_BTd: torch.Tensor) -> torch.Tensor:
+        """The layer's output; the axes before the last may be any."""
+        x_Xd = x_BTd.flatten(0, -2)
+        out_Xd = self._combine(x_Xd, self.route(x_Xd), None)
+        return out_Xd.view_as(x_BTd)
+
+    def observed(
+        self, x_BTd: torch.Tensor, sequence_ids_B: torch.Tensor | None
+    ) -> tuple[torch.Tensor, RoutingStatistics]:
+        """The output and what the routing was; drops where the config says so, in training.
+
+        Args:
+            x_BTd: Rows of whole sequences.
+            sequence_ids_B: Say which sequences are exempt from dropping; None: none is.
+        """
+        x_Xd = x_BTd.flatten(0, -2)
+        routing = self.route(x_Xd)
+        is_kept_XK = None
+        if self.training and self.config.capacity_factor is not None:
+            is_kept_XK = self._kept(routing, x_BTd.shape[1], sequence_ids_B)
+        out_Xd = self._combine(x_Xd, routing, is_kept_XK)
+        seen = statistics(routing, is_kept_XK, sequences=len(x_BTd), config=self.config)
+        return out_Xd.view_as(x_BTd), seen
+
+    def route(self, x_Xd: torch.Tensor) -> Routing:
+        """The experts of every row."""
+        return route(x_Xd, self.router.weight, self.selection_bias, self.config)
+
+    def _combine(
+        self, x_Xd: torch.Tensor, routing: Routing, is_kept_XK: torch.Tensor | None
+    ) -> torch.Tensor:
+        plan = dispatch(routing.experts, self.config.routed, is_kept_XK)
+        out_Xd: torch.Tensor = self.experts(x_Xd, routing.gates, plan)
+        return out_Xd + self.shared(x_Xd) if self.config.shared else out_Xd
+
+    def _kept(
+        self, routing: Routing, tokens: int, sequence_ids_B: torch.Tensor | None
+    ) -> torch.Tensor:
+        rows = len(routing.experts)
+        if sequence_ids_B is None:
+            exempt_X = torch.zeros(rows, dtype=torch.bool, device=routing.experts.device)
+        else:
+            exempt_B = is_exempt(sequence_ids_B, self.config.exempt_share)
+            exempt_X = exempt_B.repeat_interleave(tokens)
+        affinities_XK = routing.affinities.detach().gather(1, routing.experts)
+        return kept(routing.experts, affinities_XK, exempt_X, self.config)
