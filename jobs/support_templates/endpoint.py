@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from fastapi import APIRouter
 from heliostat.runs.bundle import Bundle
 from heliostat.serve.contract import Example, Page
 from heliostat.serve.errors import ApiError, ErrorBody
-from heliostat.serve.events import EventLog, RepeatedEvent
+from heliostat.serve.events import EventLog, EventsAway, RepeatedEvent
 from heliostat.serve.service import Service, Version
+from heliostat.serve.watched import Watched
 from heliostat.storage import Location
 from jobs.support_templates.config import Config, SuggestConfig
 from jobs.support_templates.data.rows import Message, Template
@@ -38,10 +39,12 @@ from jobs.support_templates.endpoint_types import (
     SuggestRequest,
 )
 from jobs.support_templates.events import FEEDBACK, HOLDOUT, PREDICTION
-from jobs.support_templates.label_map import LabelMap
-from jobs.support_templates.lifecycle import RetrainConfig, new_templates, out_of_map_rate
+from jobs.support_templates.lifecycle import RetrainConfig
+from jobs.support_templates.lifecycle_report import lifecycle_report
 from jobs.support_templates.suggest import Conversation, Ranking, SuggestionModel, cohort
 
+TEMPLATES_EVERY_S = 10.0
+"""A template that is retired in the table is masked after this time, without another deployment."""
 RANKING_KEPT = 20
 """Templates of a ranking that are logged."""
 
@@ -69,16 +72,19 @@ class SupportEndpoint:
 
     def __init__(self, config: SuggestConfig, log: EventLog) -> None:
         self._config, self._log = config, log
+        self._templates: Callable[[], Mapping[str, Template]] | None = None
+        if config.templates is not None:
+            read = partial(read_templates, Location.of(config.templates))
+            self._templates = Watched(read, TEMPLATES_EVERY_S, "the table of templates")
         self.page = Page(path="/suggest", examples=EXAMPLES, view=VIEW)
 
     def open(self, bundle: Bundle) -> SuggestionModel:
-        """Load a version."""
-        return SuggestionModel(bundle, self._templates())
-
-    def _templates(self) -> Mapping[str, Template] | None:
-        if self._config.templates is None:
-            return None
-        return read_templates(Location.of(self._config.templates))
+        """Load a version, and let it read and rank once."""
+        model = SuggestionModel(bundle, self._templates)
+        found = model.read([Message(0, "customer", "Hello, my name is Ann. How do I pay?")])
+        assert found is not None
+        model.rank(model.predict([found])[0])
+        return model
 
     def router(self, service: Service) -> APIRouter:
         """The routes."""
@@ -104,10 +110,7 @@ class SupportEndpoint:
         @router.get("/lifecycle", tags=["operation"])
         async def lifecycle() -> dict[str, Any]:
             """How far the templates have moved away from the newest version."""
-            model = service.newest.model
-            assert isinstance(model, SuggestionModel)
-            label_map = model.classifier.label_map
-            return await service.aside(partial(self._lifecycle, label_map))  # type: ignore[no-any-return]
+            return await service.aside(partial(self._lifecycle, service.newest))  # type: ignore[no-any-return]
 
         return router
 
@@ -183,24 +186,26 @@ class SupportEndpoint:
             raise ApiError(
                 409, "this suggestion has feedback already; the first counts", field="suggestion_id"
             ) from None
+        except EventsAway:
+            raise ApiError(503, "feedback cannot be kept now", retry_after_s=5) from None
         return {"status": "kept"}
 
-    def _lifecycle(self, label_map: LabelMap) -> dict[str, Any]:
-        settings = RetrainConfig()
-        since = datetime.now(UTC) - timedelta(days=settings.window_days)
-        chosen = [
-            str(row.body["chosen_template_id"])
-            for row in self._log.rows(FEEDBACK, since)
-            if row.body["chosen_template_id"] is not None
-        ]
-        rate = out_of_map_rate(chosen, label_map) if chosen else None
-        return {
-            "window_days": settings.window_days,
-            "selections": len(chosen),
-            "out_of_map_rate": rate,
-            "new_templates": dict(new_templates(chosen, label_map)),
-            "should_retrain": rate is not None and rate > settings.max_out_of_map_rate,
-        }
+    def _lifecycle(self, version: Version) -> dict[str, Any]:
+        model = version.model
+        assert isinstance(model, SuggestionModel)
+        try:
+            return dict(
+                lifecycle_report(
+                    self._log,
+                    model.classifier.label_map,
+                    model_version=version.name,
+                    top5_at_release=model.top5_at_release,
+                    now=datetime.now(UTC),
+                    config=RetrainConfig(),
+                )
+            )
+        except EventsAway:
+            raise ApiError(503, "the events cannot be read now", retry_after_s=5) from None
 
 
 def _check_used(request: SuggestRequest, model: SuggestionModel) -> None:

@@ -27,6 +27,8 @@ class RetrainConfig:
     """Retrain above this share of selections outside the label map."""
     max_top5_fall: float = 0.03
     """Retrain when top-5 accuracy has fallen this far below its value at release."""
+    min_holdout_selections: int = 100
+    """Selections in the holdout below which top-5 accuracy is left open."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,10 @@ class RetrainSignal:
 
     selections: int
     """Template selections in the window."""
-    out_of_map_rate: float
-    top5_fall: float
+    out_of_map_rate: float | None
+    """None without a selection."""
+    top5: float | None
+    top5_at_release: float | None
     reasons: tuple[str, ...]
     """One sentence for each threshold crossed; none means that the classifier may stay."""
 
@@ -63,28 +67,36 @@ def retrain_signal(
     label_map: LabelMap,
     *,
     now: datetime,
-    top5: float,
-    top5_at_release: float,
+    top5: float | None,
+    top5_at_release: float | None,
     config: RetrainConfig,
 ) -> RetrainSignal:
-    """Judge the template selections of the last days, given as (time, template id)."""
+    """Judge the template selections of the last days, given as (time, template id).
+
+    Accuracy that is not known, now or at release, says nothing.
+    """
     start = now - timedelta(days=config.window_days)
     recent = [template_id for at, template_id in selections if start < at <= now]
-    rate = out_of_map_rate(recent, label_map)
-    fall = top5_at_release - top5
+    rate = out_of_map_rate(recent, label_map) if recent else None
     reasons = []
-    if rate > config.max_out_of_map_rate:
+    if rate is not None and rate > config.max_out_of_map_rate:
         reasons.append(
             f"{rate:.1%} of {len(recent)} selections in {config.window_days} days are outside "
             f"label map {label_map.label_map_version} (limit {config.max_out_of_map_rate:.1%})"
         )
-    if _at_least(fall, config.max_top5_fall):
-        reasons.append(
-            f"top-5 accuracy is {top5:.1%}, {100 * fall:.1f} points below {top5_at_release:.1%} "
-            f"at release (limit {100 * config.max_top5_fall:.1f} points)"
-        )
+    if top5 is not None and top5_at_release is not None:
+        fall = top5_at_release - top5
+        if _at_least(fall, config.max_top5_fall):
+            reasons.append(
+                f"top-5 accuracy is {top5:.1%}, {100 * fall:.1f} points below "
+                f"{top5_at_release:.1%} at release (limit {100 * config.max_top5_fall:.1f} points)"
+            )
     return RetrainSignal(
-        selections=len(recent), out_of_map_rate=rate, top5_fall=fall, reasons=tuple(reasons)
+        selections=len(recent),
+        out_of_map_rate=rate,
+        top5=top5,
+        top5_at_release=top5_at_release,
+        reasons=tuple(reasons),
     )
 
 

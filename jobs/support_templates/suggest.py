@@ -7,8 +7,9 @@ HTTP.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -26,6 +27,7 @@ from jobs.support_templates.redaction.redactor import Redactor, build_redactor
 from jobs.support_templates.split import is_held_out
 from models.metrics import masked_probabilities
 
+ACTIVE_S = 1.0
 PAD_TO = 16
 """Contexts are padded to a multiple of this, so that few shapes occur."""
 
@@ -50,12 +52,14 @@ class Ranking:
 class SuggestionModel:
     """One version of the classifier, as the platform serves it."""
 
-    def __init__(self, bundle: Bundle, templates: Mapping[str, Template] | None) -> None:
+    def __init__(
+        self, bundle: Bundle, templates: Callable[[], Mapping[str, Template]] | None
+    ) -> None:
         """Open a version.
 
         Args:
             bundle: of the job.
-            templates: today's templates; None for those of the bundle.
+            templates: gives today's templates; None for those of the bundle.
         """
         self.classifier: TemplateClassifier = open_classifier(bundle)
         self._settings = bundle.json("classifier.json")
@@ -66,7 +70,9 @@ class SuggestionModel:
                 f"this is redactor {self._redactor.version}: train again, or serve it with the "
                 "version of Heliostat that made it"
             )
-        self.templates = templates if templates is not None else self.classifier.templates
+        self._templates_now = templates
+        self._active_until = 0.0
+        self._active_mask = self.classifier.label_map.active_mask(())
         self._separator = separator_tokens(
             self.classifier.context,
             self.classifier.codec.encode,
@@ -112,7 +118,7 @@ class SuggestionModel:
             "masked_templates": int((~self._active).sum()),
             "redactor_version": self.classifier.redactor_version,
             "max_tokens": self.classifier.context.max_tokens,
-            "top5_at_release": self._settings.get("top5_at_release"),
+            "top5_at_release": self.top5_at_release,
         }
 
     def agreement(self, served: NDArray[np.float32], shadow: NDArray[np.float32]) -> float:
@@ -157,12 +163,28 @@ class SuggestionModel:
         return template.title if template is not None else template_id
 
     @property
+    def templates(self) -> Mapping[str, Template]:
+        """The templates as they are now."""
+        if self._templates_now is None:
+            return self.classifier.templates
+        return self._templates_now()
+
+    @property
+    def top5_at_release(self) -> float | None:
+        """Share of test messages whose template was among the first five, when it was trained."""
+        found = self._settings.get("top5_at_release")
+        return float(found) if isinstance(found, (int, float)) else None
+
+    @property
     def _active(self) -> NDArray[np.bool_]:
-        """Labels whose template is in use now."""
-        now = datetime.now(UTC)
-        return self.classifier.label_map.active_mask(
-            [key for key, template in self.templates.items() if is_retired(template, now)]
-        )
+        """Labels whose template is in use now; looked up once a second, for hundreds of them."""
+        if time.monotonic() >= self._active_until:
+            now = datetime.now(UTC)
+            self._active_mask = self.classifier.label_map.active_mask(
+                [key for key, template in self.templates.items() if is_retired(template, now)]
+            )
+            self._active_until = time.monotonic() + ACTIVE_S
+        return self._active_mask
 
 
 def is_retired(template: Template, now: datetime) -> bool:

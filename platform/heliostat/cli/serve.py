@@ -80,14 +80,14 @@ def run(
     shadow: Shadow = None,
 ) -> None:
     """Serve on this machine until Ctrl-C."""
-    from heliostat.serve.local import lineup_lines, serving
+    from heliostat.serve.local import serving
 
     config, named = split_words(words)
     with serving(job, config, lineup_from(job, config, named, bundle, shadow)) as running:
-        for line in lineup_lines(running.url):
+        for line in running.versions:
             say(line)
-        say(f"page   {running.url}/")
-        say(f"API    {running.url}/docs")
+        say(f"page   {running.address.url}/")
+        say(f"API    {running.address.url}/docs")
         if running.first_key is not None:
             say(f"key    {running.first_key}")
             note(f"This is the only time that the key is shown; {running.keys} has its hash.")
@@ -127,21 +127,23 @@ def deploy(
     """Start an endpoint on a running cluster, or change it while it answers.
 
     Other bundles or shares take effect in place: no request is dropped, and when a bundle cannot
-    be loaded the versions before go on answering.
+    be loaded what ran before goes on answering, on every replica.
     """
-    from heliostat.serve.deployment import address_of, deploy, read
-    from heliostat.serve.local import is_local, wait_for_lineup
+    from heliostat.serve.deployment import address_of, read
+    from heliostat.serve.health import is_local
+    from heliostat.serve.rollout import deploy
 
     is_here = is_local(address)
     description = read(file, is_here=is_here)
-    deploy(description, address)
-    url = address_of(description)
+    place = address_of(description)
+    versions = deploy(description, address, place if is_here else None)
     if not is_here:
-        say(f"the cluster at {address} runs it; its proxy listens on port {url.rpartition(':')[2]}")
+        port = place.url.rpartition(":")[2]
+        say(f"the cluster at {address} runs it; its proxy listens on port {port}")
         return
-    for version in wait_for_lineup(description, url):
+    for version in versions:
         say(version)
-    say(f"answers at {url}")
+    say(f"answers at {place.url}")
 
 
 @app.command()
@@ -149,9 +151,9 @@ def status(
     url: Annotated[str, typer.Argument(metavar="URL", help="Where the endpoint answers.")],
 ) -> None:
     """Show the versions of a running endpoint and their shares."""
-    from heliostat.serve.local import lineup_lines
+    from heliostat.serve.health import Address
 
-    for line in lineup_lines(url):
+    for line in Address(url).health().lines:
         say(line)
 
 
@@ -167,7 +169,7 @@ def key(
 
     if remove:
         remove_key(Location.of(file), name)
-        say(f"removed {name} from {file}; deploy the endpoint again")
+        say(f"removed {name} from {file}; within seconds no endpoint takes the key any more")
         return
     token = add_key(Location.of(file), name)
     say(token)
@@ -230,13 +232,21 @@ def load(
     rates: Annotated[
         str, typer.Option("--rates", help="Requests a second, one run for each.")
     ] = "1,2,5,10,20",
-    seconds: Annotated[float, typer.Option("--seconds", help="Length of each run.")] = 20.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds",
+            help="Length of each run; by default 20 on this machine and 300 elsewhere.",
+        ),
+    ] = None,
 ) -> None:
     """Load-test an endpoint with the examples of its page; requests come at random, as in life."""
     import asyncio
 
     from heliostat.serve.load import load as load_once
-    from heliostat.serve.load import target_of
+    from heliostat.serve.load import seconds_for, target_of
+
+    seconds = seconds_for(url) if seconds is None else seconds
 
     try:
         wanted = [float(rate) for rate in rates.split(",")]
@@ -246,7 +256,10 @@ def load(
         raise ConfigError(f"--rates {rates} --seconds {seconds:g}: expected numbers above 0")
     target = asyncio.run(target_of(url))
     found = [asyncio.run(load_once(target, key, rate, seconds)) for rate in wanted]
-    columns = ("requests/s", "sent", "peak minute, ms", "p50, ms", "p99, ms", "max, ms", "errors")
+    columns = (
+        *("requests/s", "sent", "peak 1-minute mean, ms", "p50, ms", "p99, ms", "max, ms"),
+        "errors",
+    )
     rows = [
         (
             one.rate,

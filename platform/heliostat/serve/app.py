@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from heliostat.serve.config import OFF, ServeConfig
@@ -14,12 +15,15 @@ from heliostat.serve.page import api_page, front_page
 from heliostat.serve.rate_limit import RateLimit
 from heliostat.serve.service import Service
 from heliostat.serve.telemetry import Telemetry
+from heliostat.serve.watched import Watched
 from heliostat.storage import Location
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 PAGES = ("/", "/docs", "/openapi.json", "/favicon.ico")
+KEYS_EVERY_S = 2.0
+"""A key that was added or taken away counts after this time, without another deployment."""
 
 
 def build_app(
@@ -28,6 +32,7 @@ def build_app(
     config: ServeConfig,
     telemetry: Telemetry,
     replicas: Callable[[], int],
+    replica: str,
 ) -> Gate:
     """The whole application.
 
@@ -37,12 +42,13 @@ def build_app(
         config: of the endpoint.
         telemetry: where answers are counted.
         replicas: how many replicas share the rate of a key now.
+        replica: the name of this one.
     """
-    app = _application(endpoint, service, is_open=config.keys == OFF)
+    app = _application(endpoint, service, replica, is_open=config.keys == OFF)
     paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     per_minute = config.limits.requests_per_minute
     rules = GateRules(
-        keys=None if config.keys == OFF else KeyRing(read_keys(Location.of(config.keys))),
+        keys=None if config.keys == OFF else watched_keys(config.keys),
         rate=None if per_minute is None else RateLimit(per_minute, replicas),
         body_bytes=int(config.limits.body_mb * 1e6),
         request_s=config.limits.request_s,
@@ -56,7 +62,13 @@ def build_app(
     return Gate(app, rules, observe, paths)
 
 
-def _application(endpoint: Endpoint, service: Service, *, is_open: bool) -> FastAPI:
+def watched_keys(file: str) -> Watched[KeyRing]:
+    """The keys of a file, as they are now."""
+    place = Location.of(file)
+    return Watched(lambda: KeyRing(read_keys(place)), KEYS_EVERY_S, "the key file")
+
+
+def _application(endpoint: Endpoint, service: Service, replica: str, *, is_open: bool) -> FastAPI:
     from fastapi import FastAPI
     from starlette.responses import HTMLResponse, Response
 
@@ -77,45 +89,56 @@ def _application(endpoint: Endpoint, service: Service, *, is_open: bool) -> Fast
         """Without paths: anybody may ask."""
         status = service.status()
         versions = [
-            {"version": one["version"], "percent": one["percent"]} for one in status["versions"]
+            {name: value for name, value in one.items() if name != "bundle"}
+            for one in status["versions"]
         ]
-        is_refused = status["refused_lineup"] is not None
         return {
             "status": "ok",
+            "replica": replica,
+            **status,
             "versions": versions,
-            "shadow": status["shadow"],
-            "refused_lineup": is_refused,
+            "refused_lineup": status["refused_lineup"] is not None,
         }
 
     @app.get(f"{prefix}/healthz", tags=["operation"])
     async def healthz() -> dict[str, Any]:
-        """Whether it answers, with which versions; needs no key."""
+        """Whether it answers, and with which versions; needs no key."""
         return health()
 
     @app.get(f"{prefix}/model", tags=["operation"])
     async def model() -> dict[str, Any]:
-        """The versions that answer, and what is known of the newest one."""
+        """The versions that answer, where they come from, and what is known of each."""
         newest = service.newest
         about: Mapping[str, object] = newest.model.about()
-        return {**service.status(), "version": newest.name, **about}
+        return {"replica": replica, **service.status(), "version": newest.name, **about}
 
     @app.get(f"{prefix}/shadow", tags=["operation"])
     async def shadow() -> dict[str, Any]:
-        """How far the shadow agrees with the versions that answer."""
-        return {"shadow": service.status()["shadow"], **service.shadow_report.to_json()}
+        """How far the shadow agrees with the versions that answer, in the replica that is asked."""
+        return {
+            "replica": replica,
+            "shadow": service.status()["shadow"],
+            **service.shadow_report.to_json(),
+        }
 
     @app.get("/healthz", include_in_schema=False)
     async def plain_healthz() -> dict[str, Any]:
         return health()
 
+    @lru_cache(maxsize=2)
+    def page_of(version: str) -> str:
+        card = service.newest.bundle.path("README.md").read_text(encoding="utf-8")
+        return front_page(endpoint, card, needs_key=not is_open)
+
     @app.get("/", include_in_schema=False)
     async def front() -> Response:
-        card = service.newest.bundle.path("README.md").read_text(encoding="utf-8")
-        return HTMLResponse(front_page(endpoint, card, needs_key=not is_open))
+        return HTMLResponse(page_of(service.newest.name))
+
+    description = lru_cache(maxsize=1)(lambda: api_page(app.openapi()))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return HTMLResponse(api_page(app.openapi()))
+        return HTMLResponse(description())
 
     if not is_open:
         _describe_keys(app, f"{prefix}/healthz")

@@ -7,8 +7,9 @@ other again. (Wait time and size are the usual two limits; that the wait depends
 is ours.)
 
 One bad item fails alone: when a batch raises, its items are computed one by one. An item whose
-client has gone is left out. All methods but `close` belong to one event loop; the model runs in one
-thread, so it never runs twice at the same time.
+client has gone leaves the queue at once. More is refused than fits: the queue has a length, and a
+time, foretold from the last batches, so that what was accepted is answered soon. All methods belong
+to one event loop; the model runs in one thread, so it never runs twice at the same time.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ class BatchLimits:
     wait_s: float
     queue: int
     """Items that may wait; one more is refused."""
+    queue_s: float = float("inf")
+    """Longest wait that may be foretold; more is refused. One batch may always wait."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting(Generic[Item, Result]):
     item: Item
     cost: int
@@ -89,25 +92,42 @@ class Batcher(Generic[Item, Result]):
         """Items in the queue."""
         return len(self._queue)
 
-    async def submit(self, item: Item, cost: int) -> Result:
-        """The model's result for an item.
+    def admit(self, coming: int = 0) -> None:
+        """Refuse an item that would have to wait too long.
+
+        Args:
+            coming: admitted items that are not in the queue yet.
 
         Raises:
             ApiError: 503 when the queue is full.
         """
-        if len(self._queue) >= self._limits.queue:
-            self.statistics.refused += 1
-            raise ApiError(503, "too many requests wait", retry_after_s=self._drain_s())
+        waiting = len(self._queue) + coming
+        if waiting < self._limits.queue and (
+            waiting < self._limits.items or self._wait_s(waiting) <= self._limits.queue_s
+        ):
+            return
+        self.statistics.refused += 1
+        raise ApiError(503, "too many requests wait", retry_after_s=self._wait_s(waiting))
+
+    async def submit(self, item: Item, cost: int) -> Result:
+        """The model's result for an item that was admitted."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(item, cost, future))
+        entry = _Waiting(item, cost, future)
+        self._queue.append(entry)
         self._arrived.set()
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if entry in self._queue:
+                self.statistics.abandoned += 1
+                self._queue.remove(entry)
+            raise
 
-    def _drain_s(self) -> float:
-        batches = len(self._queue) / max(1, self._limits.items)
-        return max(1.0, batches * self.statistics.seconds_a_batch)
+    def _wait_s(self, waiting: int) -> float:
+        """Seconds until an item behind so many others would be computed."""
+        return (1 + waiting // self._limits.items) * self.statistics.seconds_a_batch
 
     async def _work(self) -> None:
         """Compute batches until nothing waits."""
@@ -140,6 +160,7 @@ class Batcher(Generic[Item, Result]):
         while self._queue and len(batch) < self._limits.items:
             entry = self._queue[0]
             if entry.future.done():
+                # Gone, but its task has not run since.
                 self.statistics.abandoned += 1
                 self._queue.popleft()
                 continue

@@ -24,11 +24,14 @@ class LimitsConfig:
     """Longest time for an answer, seconds; then 504."""
     queue: int = 256
     """Requests of a replica that may wait for the model; one more is answered with 503."""
+    queue_ms: float = 100.0
+    """Longest wait for the model that the last batches foretell, milliseconds; a request that would
+    wait longer is answered with 503. One batch may always wait."""
     requests_per_minute: float | None = 6000.0
     """For each key, over all replicas; null: no limit."""
 
     def __post_init__(self) -> None:
-        for name in ("body_mb", "request_s", "queue"):
+        for name in ("body_mb", "request_s", "queue", "queue_ms"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a number above 0")
         if self.requests_per_minute is not None and self.requests_per_minute <= 0:
@@ -89,6 +92,9 @@ class ServeConfig:
     """Replicas; a range scales with the load."""
     target_ongoing_requests: float = 8.0
     """Requests in flight that one replica should have, where replicas scale."""
+    surge: bool = True
+    """Start a new replica before an old one stops, where a change replaces replicas; needs room for
+    one more. Without it requests wait while the only replica is replaced."""
     cpus_per_replica: float = 1.0
     """CPUs of a replica; the model computes with as many threads."""
     gpus_per_replica: float = 0.0

@@ -1,4 +1,4 @@
-"""The YAML of an endpoint: written, checked strictly, and handed to Ray Serve.
+"""The YAML of an endpoint: written, and checked strictly; `rollout.py` hands it to Ray Serve.
 
 Serve accepts keys that it does not know, so a typing error would be ignored in silence. Here every
 key must be one of Serve's, the arguments must be a config that the job accepts, and every bundle of
@@ -8,21 +8,20 @@ the lineup must verify.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
-from heliostat.cluster.ray_cluster import present_token
 from heliostat.config.int_range import IntRange
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
 from heliostat.config.nearest import nearest_names
-from heliostat.errors import ConfigError, Fault, UserError
+from heliostat.errors import ConfigError, UserError
 from heliostat.runs.bundle import load_bundle
 from heliostat.serve.config import OFF, ServeConfig, serve_config
+from heliostat.serve.health import Address
 from heliostat.serve.keys import read_keys
 from heliostat.serve.lineup import Lineup, lineup_of
 from heliostat.storage import Location
@@ -31,8 +30,7 @@ IMPORT_PATH = "heliostat.serve.replica:build"
 DEPLOYMENT = "endpoint"
 HEADROOM = 64
 """Requests beyond queue and batches that Serve hands to a replica, so that the replica is the one
-that refuses, at once and in our words."""
-POLL_S = 0.25
+that refuses, at once and in our words. As many may wait in a proxy while there is no replica."""
 
 
 def describe(job: str, overrides: Sequence[str], lineup: Lineup) -> dict[str, Any]:
@@ -103,49 +101,13 @@ def read(file: Path, *, is_here: bool = True) -> Mapping[str, Any]:
     return check(raw, str(file), is_here=is_here)
 
 
-def deploy(description: Mapping[str, Any], dashboard: str, limit_s: float = 180.0) -> None:
-    """Hand it to Serve, and wait until every application answers.
-
-    Args:
-        description: what `describe` or `read` gave.
-        dashboard: URL of the cluster's dashboard.
-        limit_s: how long to wait.
-
-    Raises:
-        UserError: the cluster refused it.
-        Fault: an application did not come up.
-    """
-    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
-    from ray.exceptions import AuthenticationError
-
-    present_token()
-    try:
-        client = ServeSubmissionClient(dashboard)
-        client.deploy_applications(dict(description))
-    except (ConnectionError, RuntimeError, AuthenticationError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the cluster at {dashboard} did not take the endpoint: {reason}") from None
-    names = [application["name"] for application in description["applications"]]
-    until = time.monotonic() + limit_s
-    while True:
-        details = client.get_serve_details()["applications"]
-        states = {name: details.get(name, {}) for name in names}
-        for name, state in states.items():
-            if state.get("status") in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise Fault(f"{name} did not start: {_why(state)}")
-        if all(state.get("status") == "RUNNING" for state in states.values()):
-            return
-        if time.monotonic() > until:
-            raise Fault(f"{', '.join(names)} did not start within {limit_s:g} s")
-        time.sleep(POLL_S)
-
-
-def address_of(description: Mapping[str, Any]) -> str:
-    """The URL that the endpoint answers at, from this machine."""
+def address_of(description: Mapping[str, Any]) -> Address:
+    """Where the endpoint answers, from this machine."""
     http = description.get("http_options", {})
-    host = http.get("host", "0.0.0.0")
-    scheme = "https" if http.get("ssl_keyfile") else "http"
-    return f"{scheme}://{'127.0.0.1' if host == '0.0.0.0' else host}:{http.get('port', 8000)}"
+    host, certificate = http.get("host", "0.0.0.0"), http.get("ssl_certfile")
+    scheme = "https" if certificate else "http"
+    url = f"{scheme}://{'127.0.0.1' if host == '0.0.0.0' else host}:{http.get('port', 8000)}"
+    return Address(url, certificate)
 
 
 def _options(config: ServeConfig, lineup: Lineup) -> dict[str, Any]:
@@ -153,6 +115,8 @@ def _options(config: ServeConfig, lineup: Lineup) -> dict[str, Any]:
     return {
         **_replicas(config.replicas, config.target_ongoing_requests),
         "max_ongoing_requests": most,
+        "max_queued_requests": most,
+        "max_surge_percent": math.ceil(100 / config.replicas.high) if config.surge else 0,
         "ray_actor_options": {
             "num_cpus": config.cpus_per_replica,
             "num_gpus": config.gpus_per_replica,
@@ -231,12 +195,3 @@ def _check_endpoint(application: Mapping[str, Any], file: str, is_here: bool) ->
                 load_bundle(bundle, kind=args["job"])
     except UserError as error:
         raise ConfigError(f"{file}: {name}: {error}") from None
-
-
-def _why(state: Mapping[str, Any]) -> str:
-    """The cause that Serve gives, without the traceback around it."""
-    messages = [str(state.get("message", ""))]
-    messages += [str(one.get("message", "")) for one in state.get("deployments", {}).values()]
-    lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if "Error" in line and not line.startswith("File")]
-    return telling[-1] if telling else " ".join(lines)[:500] or "no reason was given"

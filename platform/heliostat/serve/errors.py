@@ -9,6 +9,7 @@ that is wrong. No message repeats what the client sent.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.responses import Response
+
+_WORD = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 CODES = {
     400: "malformed",
@@ -128,7 +131,13 @@ def validation(found: Sequence[Mapping[str, Any]]) -> ApiError:
     first = found[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not valid JSON")
-    where = [str(part) for part in first["loc"] if part != "body"]
+    where = [_named(part) for part in first["loc"] if part != "body"]
     message = str(first["msg"]).removeprefix("Value error, ")
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return ApiError(422, f"{message}{more}", field=".".join(where) or None)
+
+
+def _named(part: object) -> str:
+    """A part of a path; the name that a client gave to a field of its own only if it is a word."""
+    name = str(part)
+    return name if _WORD.fullmatch(name) else "?"

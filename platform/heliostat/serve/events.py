@@ -10,12 +10,14 @@ import json
 import logging
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import (
     Column,
+    Connection,
     Engine,
     MetaData,
     String,
@@ -48,6 +50,10 @@ class RepeatedEvent(Exception):
     """An event of this kind and id is there already; it was kept as it was."""
 
 
+class EventsAway(Exception):
+    """The database cannot be used now; what should have been kept was not."""
+
+
 @dataclass(frozen=True)
 class Event:
     """One row."""
@@ -75,12 +81,21 @@ class EventLog:
         self._thread.start()
 
     def append(self, kind: str, id_: str, body: Mapping[str, object]) -> None:
-        """Keep an event durably; raises `RepeatedEvent` when it is there already."""
+        """Keep an event durably.
+
+        Raises:
+            RepeatedEvent: it is there already.
+            EventsAway: it could not be kept.
+        """
         try:
             with self._engine.begin() as connection:
                 connection.execute(insert(_EVENTS), _row(kind, id_, body))
         except IntegrityError:
             raise RepeatedEvent from None
+        except SQLAlchemyError as error:
+            # Its text quotes the event.
+            logger.error("an event could not be kept: %s", type(error).__name__)
+            raise EventsAway from None
 
     def append_later(self, kind: str, id_: str, body: Mapping[str, object]) -> None:
         """Keep an event within a moment, together with others; its id must be a new one."""
@@ -88,14 +103,23 @@ class EventLog:
             self._later.append(_row(kind, id_, body))
 
     def rows(self, kind: str, since: datetime | None = None) -> Iterator[Event]:
-        """The events of a kind, oldest first."""
+        """The events of a kind, oldest first; raises `EventsAway` when they cannot be read."""
         self.flush()
         query = select(_EVENTS).where(_EVENTS.c.kind == kind).order_by(_EVENTS.c.at)
         if since is not None:
             query = query.where(_EVENTS.c.at >= since.astimezone(UTC).isoformat())
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             for row in connection.execute(query):
                 yield Event(row.kind, row.id, datetime.fromisoformat(row.at), json.loads(row.body))
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            logger.error("the events could not be read: %s", type(error).__name__)
+            raise EventsAway from None
 
     def flush(self) -> None:
         """Keep what was left for later."""

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,8 +35,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 class GateRules:
     """What the gate demands."""
 
-    keys: KeyRing | None
-    """None lets everybody in."""
+    keys: Callable[[], KeyRing] | None
+    """Those that hold now; None lets everybody in."""
     rate: RateLimit | None
     body_bytes: int
     request_s: float
@@ -101,8 +102,8 @@ class Gate:
             # The client has gone; nobody reads an answer.
             passage.status = passage.status or 499
             raise
-        except Exception:
-            logger.exception("request %s failed", passage.request_id)
+        except Exception as error:
+            logger.error("request %s failed\n%s", passage.request_id, _where(error))
             await _refuse(ApiError(500, "something broke here"), passage, answer)
         finally:
             route = scope["path"] if scope["path"] in self._routes else "other"
@@ -112,7 +113,7 @@ class Gate:
         if path in self._rules.open_paths:
             return
         if self._rules.keys is not None:
-            passage.key = _holder(self._rules.keys, headers.get(b"authorization", b""))
+            passage.key = _holder(self._rules.keys(), headers.get(b"authorization", b""))
         if self._rules.rate is not None:
             wait_s = self._rules.rate.wait_s(passage.key, time.monotonic())
             if wait_s:
@@ -121,6 +122,20 @@ class Gate:
 
 class _Gone(Exception):
     """The client went before it had sent its request."""
+
+
+def _where(error: BaseException) -> str:
+    """The kind of an error and of its causes, and where they were raised.
+
+    Without their messages: those often quote a value, and so what the client sent.
+    """
+    lines = [f"{type(error).__module__}.{type(error).__qualname__} at"]
+    lines += [
+        f"  {frame.filename}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    cause = error.__cause__ or error.__context__
+    return "\n".join(lines) + ("\ncaused by " + _where(cause) if cause is not None else "")
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

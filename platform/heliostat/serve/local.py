@@ -1,43 +1,38 @@
-"""An endpoint on this machine, and what an endpoint anywhere says of its versions."""
+"""An endpoint on this machine, and the bundles that a user names for it."""
 
 from __future__ import annotations
 
-import json
 import os
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 from heliostat.cluster.ray_cluster import connect
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
 from heliostat.config.output import resolve_output
-from heliostat.errors import Fault, UserError
-from heliostat.runs.bundle import load_bundle
+from heliostat.errors import UserError
 from heliostat.runs.listing import list_runs
 from heliostat.runs.manifest import MANIFEST_NAME
 from heliostat.runs.references import CHAMPION
 from heliostat.runs.registry import Place, list_versions, resolve
 from heliostat.serve.config import OFF, serve_config
-from heliostat.serve.deployment import DEPLOYMENT, address_of, check, deploy, describe
+from heliostat.serve.deployment import address_of, check, describe
+from heliostat.serve.health import Address
 from heliostat.serve.keys import add_key
 from heliostat.serve.lineup import Lineup
+from heliostat.serve.rollout import deploy
 from heliostat.storage import Location
-
-LINEUP_WAIT_S = 120.0
 
 
 @dataclass(frozen=True)
 class Running:
     """An endpoint that answers."""
 
-    url: str
+    address: Address
+    versions: tuple[str, ...]
+    """The versions that answer, a line each."""
     dashboard: str
     """Where `heliostat serve deploy` changes it."""
     keys: str
@@ -58,8 +53,9 @@ def serving(job: str, overrides: Sequence[str], lineup: Lineup) -> Iterator[Runn
     connection = connect("local", dashboard=True)
     try:
         assert connection.dashboard_url is not None
-        deploy(description, connection.dashboard_url)
-        yield Running(address_of(description), connection.dashboard_url, config.keys, fresh)
+        address = address_of(description)
+        versions = deploy(description, connection.dashboard_url, address)
+        yield Running(address, tuple(versions), connection.dashboard_url, config.keys, fresh)
     finally:
         connection.close()
 
@@ -115,58 +111,3 @@ def bundles_of(job: str, overrides: Sequence[str]) -> Bundles:
 
 def _for_cluster(folder: Location) -> str:
     return str(folder.local_path.resolve()) if folder.is_local else folder.uri
-
-
-def is_local(url: str) -> bool:
-    """Whether a URL leads to this machine."""
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-
-
-def wait_for_lineup(description: Mapping[str, Any], url: str) -> list[str]:
-    """Wait until the endpoint answers with the versions of the description; says what it has.
-
-    Raises `Fault` when it refused them and goes on with those before.
-    """
-    wanted = description["applications"][0]["deployments"][0]
-    assert wanted["name"] == DEPLOYMENT
-    shares = {
-        load_bundle(one["bundle"]).version: one.get("percent", 100.0)
-        for one in wanted["user_config"]["versions"]
-    }
-    copied = wanted["user_config"].get("shadow")
-    shadow = None if copied is None else load_bundle(copied).version
-    until = time.monotonic() + LINEUP_WAIT_S
-    while True:
-        health = _health(url)
-        answering = {one["version"]: one["percent"] for one in health["versions"]}
-        if answering == shares and health["shadow"] == shadow:
-            return _lines(health)
-        if health["refused_lineup"]:
-            raise Fault(
-                "the new versions could not be loaded; those before go on answering. The reason is "
-                "in the log of the replica and in GET .../model"
-            )
-        if time.monotonic() > until:
-            raise Fault(f"{url} did not take the new versions within {LINEUP_WAIT_S:g} s")
-        time.sleep(0.25)
-
-
-def lineup_lines(url: str) -> list[str]:
-    """The versions of a running endpoint, a line each."""
-    return _lines(_health(url))
-
-
-def _lines(health: Mapping[str, Any]) -> list[str]:
-    lines = [f"{one['percent']:g} %  version {one['version']}" for one in health["versions"]]
-    if health["shadow"]:
-        lines.append(f"shadow  version {health['shadow']}")
-    return lines
-
-
-def _health(url: str) -> dict[str, Any]:
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/healthz", timeout=10) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
-    except (urllib.error.URLError, ValueError) as error:
-        raise UserError(f"no endpoint answers at {url}: {error}") from None

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 DEPLOYMENT = "endpoint"
 """Name of the deployment in every application."""
+SERVE_LOGGER_NAME = "ray.serve"
 
 
 @serve.deployment(name=DEPLOYMENT)
@@ -43,6 +44,7 @@ class Replica:
     def __init__(self, job: str, overrides: list[str]) -> None:
         import torch
 
+        _log_with_serve()
         loaded = load_config(find_job(job), None, overrides, [])
         config = serve_config(loaded.config)
         torch.set_num_threads(max(1, int(config.cpus_per_replica)))
@@ -53,6 +55,7 @@ class Replica:
             tokens=config.batching.tokens,
             wait_s=config.batching.wait_ms / 1000,
             queue=config.limits.queue,
+            queue_s=config.limits.queue_ms / 1000,
         )
         self._service = Service(endpoint, limits, self._telemetry)
         self._endpoint, self._config = endpoint, config
@@ -83,7 +86,21 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> Gate:
         """The application; called once by Serve, after the constructor."""
-        return build_app(self._endpoint, self._service, self._config, self._telemetry, _replicas)
+        return build_app(
+            endpoint=self._endpoint,
+            service=self._service,
+            config=self._config,
+            telemetry=self._telemetry,
+            replicas=_replicas,
+            replica=serve.get_replica_context().replica_id.unique_id,
+        )
+
+
+def _log_with_serve() -> None:
+    """Write what Heliostat says into the log of the replica, where Serve's users look."""
+    ours, serves = logging.getLogger("heliostat"), logging.getLogger(SERVE_LOGGER_NAME)
+    ours.handlers, ours.propagate = serves.handlers, False
+    ours.setLevel(serves.level)
 
 
 def _replicas() -> int:

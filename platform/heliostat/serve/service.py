@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,18 +31,30 @@ SHADOW_WAITING = 4
 """A copy for the shadow is dropped when this many wait for it already."""
 
 
+@dataclass
+class Count:
+    """How many are inside a block now."""
+
+    count: int = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+
+
 @dataclass(frozen=True)
 class Version:
     """A loaded version."""
 
+    name: str
+    """The version of the bundle, which takes a while to compute."""
     bundle: Bundle
     model: Model[Any, Any]
     batcher: Batcher[Any, Any]
-
-    @property
-    def name(self) -> str:
-        """The version of the bundle."""
-        return self.bundle.version
+    preparing: Count = field(default_factory=Count)
+    """Requests on their way to the batcher."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,10 @@ class Service:
         self._endpoint, self._limits, self._telemetry = endpoint, limits, telemetry
         # One thread for the model: its operations use the replica's CPUs themselves.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        # Three more: neither a slow database nor a load of a version keeps requests waiting.
+        self._preparing = ThreadPoolExecutor(2, thread_name_prefix="prepare")
         self._aside = ThreadPoolExecutor(2, thread_name_prefix="aside")
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._loaded: _Loaded | None = None
         self._failure: str | None = None
         self._changing = asyncio.Lock()
@@ -91,7 +106,9 @@ class Service:
         """
         loaded = self._require()
         version = loaded.chosen(sticky_key or uuid.uuid4().hex)
-        item = await self.aside(partial(prepare, version))
+        version.batcher.admit(version.preparing.count)
+        with version.preparing:
+            item = await self._prepared(partial(prepare, version))
         result = await version.batcher.submit(item, version.model.cost(item))
         if loaded.shadow is not None:
             self._copy_to(loaded.shadow, prepare, result)
@@ -100,6 +117,9 @@ class Service:
     async def aside(self, work: Callable[[], Any]) -> Any:
         """Run something that takes a while in a thread, so that the event loop stays free."""
         return await asyncio.get_running_loop().run_in_executor(self._aside, work)
+
+    async def _prepared(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
 
     @property
     def newest(self) -> Version:
@@ -116,9 +136,10 @@ class Service:
         async with self._changing:
             loaded = self._loaded
             known = loaded.versions if loaded is not None else {}
+            loop = asyncio.get_running_loop()
             try:
                 fresh = {
-                    bundle: await self.aside(partial(self._open, bundle))
+                    bundle: await loop.run_in_executor(self._loading, self._open, bundle)
                     for bundle in lineup.bundles
                     if bundle not in known
                 }
@@ -141,6 +162,7 @@ class Service:
                     "version": loaded.versions[share.bundle].name,
                     "bundle": share.bundle,
                     "percent": share.percent,
+                    "about": dict(loaded.versions[share.bundle].model.about()),
                 }
                 for share in loaded.lineup.versions
             ],
@@ -161,19 +183,24 @@ class Service:
     def _open(self, bundle: str) -> Version:
         """Load a version and let it compute once; in a thread."""
         found = load_bundle(bundle)
+        version = found.version
         model = self._endpoint.open(found)
-        model.predict([model.example()])
+        example = model.example()
+        full = min(self._limits.items, max(1, self._limits.tokens // model.cost(example)))
+        for size in (1, full):
+            model.predict([example] * size)
         batcher = Batcher(
             model.predict,
             self._limits,
             self._thread,
-            partial(self._telemetry.batch, version=found.version),
+            partial(self._telemetry.batch, version=version),
         )
-        return Version(found, model, batcher)
+        return Version(version, found, model, batcher)
 
     def _copy_to(self, shadow: Version, prepare: Callable[[Version], Any], served: Any) -> None:
-        if shadow.batcher.waiting >= SHADOW_WAITING:
+        if shadow.preparing.count + shadow.batcher.waiting >= SHADOW_WAITING:
             self.shadow_report.dropped += 1
+            self._telemetry.shadow("dropped")
             return
         task = asyncio.create_task(self._compare(shadow, prepare, served))
         self._shadows.add(task)
@@ -183,12 +210,16 @@ class Service:
         self, shadow: Version, prepare: Callable[[Version], Any], served: Any
     ) -> None:
         try:
-            item = await self.aside(partial(prepare, shadow))
+            with shadow.preparing:
+                item = await self._prepared(partial(prepare, shadow))
             result = await shadow.batcher.submit(item, shadow.model.cost(item))
-            self.shadow_report.add(shadow.model.agreement(served, result))
+            agreement = shadow.model.agreement(served, result)
+            self.shadow_report.add(agreement)
+            self._telemetry.shadow("compared", agreement)
         except Exception as error:
             # Nobody waits for a shadow's answer.
             self.shadow_report.failed += 1
+            self._telemetry.shadow("failed")
             logger.warning("the shadow %s failed: %s", shadow.name, type(error).__name__)
 
 

@@ -35,7 +35,20 @@ class Telemetry:
             "Requests that wait for the model.",
             tag_keys=("endpoint",),
         )
-        for metric in (self._requests, self._latency, self._batch, self._waiting):
+        self._shadow = Counter(
+            "heliostat_serve_shadow",
+            "Copies of requests for the shadow.",
+            tag_keys=("endpoint", "outcome"),
+        )
+        self._agreement = Counter(
+            "heliostat_serve_shadow_agreement",
+            "Sum of the agreements, 0 to 1 each, of the copies that were compared.",
+            tag_keys=("endpoint",),
+        )
+        for metric in (
+            *(self._requests, self._latency, self._batch, self._waiting),
+            *(self._shadow, self._agreement),
+        ):
             metric.set_default_tags(tags)
 
     def request(self, route: str, status: int, key: str, seconds: float) -> None:
@@ -50,3 +63,9 @@ class Telemetry:
     def waiting(self, requests: int) -> None:
         """Note the length of the queue."""
         self._waiting.set(requests)
+
+    def shadow(self, outcome: str, agreement: float = 0.0) -> None:
+        """Count a copy for the shadow: `compared`, `failed` or `dropped`."""
+        self._shadow.inc(1, tags={"outcome": outcome})
+        if agreement > 0:
+            self._agreement.inc(agreement)

@@ -139,7 +139,7 @@ def test_out_of_map_rate_and_new_templates_by_volume() -> None:
         out_of_map_rate([], label_map)
 
 
-def signal(outside: int, total: int, top5: float) -> tuple[bool, int]:
+def signal(outside: int, total: int, top5: float | None) -> tuple[bool, int]:
     """The signal for `outside` of `total` selections out of map, and old ones all outside."""
     recent = [(NOW - timedelta(days=6), "new" if i < outside else "a") for i in range(total)]
     old = [(NOW - timedelta(days=8), "new")] * 100
@@ -152,7 +152,7 @@ def signal(outside: int, total: int, top5: float) -> tuple[bool, int]:
         config=RetrainConfig(),
     )
     assert answer.selections == total
-    assert answer.out_of_map_rate == outside / total
+    assert answer.out_of_map_rate == (outside / total if total else None)
     return answer.should_retrain, len(answer.reasons)
 
 
@@ -165,3 +165,8 @@ def test_retrain_when_top5_falls_three_points_below_release() -> None:
     assert signal(0, 100, 0.821) == (False, 0)
     assert signal(0, 100, 0.82) == (True, 1)
     assert signal(6, 100, 0.70) == (True, 2)
+
+
+def test_what_is_not_known_asks_for_nothing() -> None:
+    assert signal(0, 100, None) == (False, 0)
+    assert signal(0, 0, None) == (False, 0)

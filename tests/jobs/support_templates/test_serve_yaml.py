@@ -13,6 +13,7 @@ from support_bundle import write_support_bundle
 
 from heliostat.errors import ConfigError
 from heliostat.serve.deployment import address_of, check, describe, read
+from heliostat.serve.health import Address
 from heliostat.serve.keys import add_key
 from heliostat.serve.lineup import Lineup, Share
 from heliostat.storage import Location
@@ -42,7 +43,7 @@ def test_what_is_written_is_accepted_and_survives_yaml(
     file = tmp_path / "serve.yaml"
     file.write_text(yaml.safe_dump(written))
     assert read(file) == written
-    assert address_of(written) == "http://127.0.0.1:8000"
+    assert address_of(written).url == "http://127.0.0.1:8000"
 
 
 def test_replicas_that_scale_and_tls_are_written_as_serve_knows_them(
@@ -59,7 +60,7 @@ def test_replicas_that_scale_and_tls_are_written_as_serve_knows_them(
     scaling = made["applications"][0]["deployments"][0]["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (1, 4)
     assert made["http_options"]["ssl_keyfile"] == str(folder / "key.pem")
-    assert address_of(made) == "https://127.0.0.1:8000"
+    assert address_of(made) == Address("https://127.0.0.1:8000", str(folder / "chain.pem"))
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again() -> None:
             await asyncio.sleep(0)
         tasks += await started(batcher, range(LIMITS.queue))
         with pytest.raises(ApiError) as refused:
-            await batcher.submit(99, 1)
+            batcher.admit()
         assert refused.value.status == 503
         assert int(refused.value.headers()["retry-after"]) >= 1
         model.gate.set()
@@ -154,6 +154,53 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again() -> None:
         assert batcher.statistics.refused == 1
 
     play(LIMITS, story)
+
+
+def test_a_client_that_has_gone_makes_room_for_another_at_once() -> None:
+    async def story(batcher: Batcher[int, int], model: Doubling) -> None:
+        model.gate.clear()
+        first = await started(batcher, [0])
+        while batcher.waiting:
+            await asyncio.sleep(0)
+        tasks = await started(batcher, range(LIMITS.queue))
+        with pytest.raises(ApiError):
+            batcher.admit()
+        tasks[3].cancel()
+        await asyncio.sleep(0)
+        batcher.admit()
+        assert batcher.waiting == LIMITS.queue - 1
+        model.gate.set()
+        await asyncio.gather(*first, *tasks, return_exceptions=True)
+        assert batcher.statistics.abandoned == 1
+
+    play(LIMITS, story)
+
+
+def test_what_would_wait_too_long_is_refused_but_one_batch_may_always_wait() -> None:
+    hasty = BatchLimits(items=4, tokens=100, wait_s=0, queue=1000, queue_s=0.1)
+
+    async def story(batcher: Batcher[int, int], model: Doubling) -> None:
+        model.gate.clear()
+        batcher.statistics.seconds_a_batch = 0.04
+        tasks = await started(batcher, [0])
+        while batcher.waiting:
+            await asyncio.sleep(0)
+        tasks += await started(batcher, range(7))
+        batcher.admit()
+        with pytest.raises(ApiError) as refused:
+            batcher.admit(coming=1)
+        assert refused.value.retry_after_s == pytest.approx(0.12)
+        batcher.statistics.seconds_a_batch = 5.0
+        with pytest.raises(ApiError):
+            batcher.admit()
+        for task in tasks[4:]:
+            task.cancel()
+        await asyncio.sleep(0)
+        batcher.admit()
+        model.gate.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    play(hasty, story)
 
 
 def test_a_model_that_gives_too_few_results_fails_every_item() -> None:

@@ -23,7 +23,7 @@ Seen = list[tuple[str, int, str]]
 
 def rules(**changes: Any) -> GateRules:
     given: dict[str, Any] = {
-        "keys": RING,
+        "keys": lambda: RING,
         "rate": None,
         "body_bytes": 100,
         "request_s": 5.0,
@@ -173,6 +173,21 @@ def test_a_fault_is_logged_under_the_request_id_and_answered_without_its_text(
     assert SECRET.encode() not in body
     assert b"Traceback" not in body
     assert "abc-1" in caplog.text
+    assert "builtins.RuntimeError at" in caplog.text
+    assert "test_gate.py" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_what_caused_a_fault_is_logged_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    async def chained(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            raise ValueError(SECRET)
+        except ValueError as error:
+            raise KeyError(SECRET) from error
+
+    assert ask(rules(), app=chained)[0] == 500
+    assert "caused by builtins.ValueError" in caplog.text
+    assert SECRET not in caplog.text
 
 
 def test_errors_of_an_application_behind_the_gate_have_one_shape() -> None:

@@ -1,0 +1,182 @@
+"""Bringing an endpoint onto a cluster, and back when the new one does not come up.
+
+Serve keeps what it was given last as its goal, whether or not that works: a replica that dies after
+a lineup was refused would be started with the one that was refused. So what ran before is given
+back to Serve, and `deploy` is all or nothing over every replica.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from heliostat.cluster.ray_cluster import present_token
+from heliostat.errors import Fault, UserError
+from heliostat.runs.bundle import load_bundle
+from heliostat.serve.deployment import DEPLOYMENT
+from heliostat.serve.health import Address
+
+POLL_S = 0.25
+START_LIMIT_S = 180.0
+LINEUP_LIMIT_S = 120.0
+BAD = ("DEPLOY_FAILED", "UNHEALTHY")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The versions that every replica should answer with."""
+
+    percents: Mapping[str, float]
+    shadow: str | None
+
+
+def goal_of(description: Mapping[str, Any]) -> Goal:
+    """The lineup of a description whose bundles this machine can read."""
+    (deployment,) = description["applications"][0]["deployments"]
+    assert deployment["name"] == DEPLOYMENT
+    lineup = deployment["user_config"]
+    copied = lineup.get("shadow")
+    return Goal(
+        {load_bundle(one["bundle"]).version: one.get("percent", 100) for one in lineup["versions"]},
+        None if copied is None else load_bundle(copied).version,
+    )
+
+
+def deploy(description: Mapping[str, Any], dashboard: str, address: Address | None) -> list[str]:
+    """Hand an endpoint to Serve, and wait until every replica answers with its versions.
+
+    Args:
+        description: what `describe` or `read` gave.
+        dashboard: URL of the cluster's dashboard.
+        address: where it will answer; None where that cannot be known from here, and then only
+            Serve's own word is waited for.
+
+    Returns:
+        The versions that answer, a line each; nothing without an address.
+
+    Raises:
+        UserError: the cluster did not take it.
+        Fault: it did not come up; what ran before runs again.
+    """
+    client = _client(dashboard)
+    names = [str(application["name"]) for application in description["applications"]]
+    found = client.get_serve_details()["applications"]
+    before = [
+        found[name]["deployed_app_config"]
+        for name in names
+        if found.get(name, {}).get("status") == "RUNNING" and found[name]["deployed_app_config"]
+    ]
+    stamps = {name: state["last_deployed_time_s"] for name, state in found.items()}
+    _put(client, description, dashboard)
+    try:
+        _wait(
+            lambda: _is_running(client, names, stamps),
+            START_LIMIT_S,
+            "did not start; is there room for it, and for a new replica beside each old one "
+            "(serve.surge)?",
+        )
+        if address is None:
+            return []
+        goal = goal_of(description)
+        _wait(
+            lambda: _agree(_replicas(client, names[0]), address, goal),
+            LINEUP_LIMIT_S,
+            "did not take the new versions",
+        )
+        return address.health().lines
+    except Fault as fault:
+        if len(before) < len(names):
+            raise
+        _put(client, {**description, "applications": before}, dashboard)
+        raise Fault(f"{fault}; what ran before goes on answering") from None
+
+
+def _client(dashboard: str) -> Any:
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+    from ray.exceptions import AuthenticationError
+
+    present_token()
+    try:
+        return ServeSubmissionClient(dashboard)
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        raise _not_taken(dashboard, error) from None
+
+
+def _put(client: Any, description: Mapping[str, Any], dashboard: str) -> None:
+    from ray.exceptions import AuthenticationError
+
+    try:
+        client.deploy_applications(dict(description))
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        raise _not_taken(dashboard, error) from None
+
+
+def _not_taken(dashboard: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"the cluster at {dashboard} did not take the endpoint: {reason}")
+
+
+def _is_running(client: Any, names: list[str], stamps: Mapping[str, float]) -> bool:
+    """Whether every application has come up; raises when one will not.
+
+    Args:
+        client: of the cluster.
+        names: of the applications.
+        stamps: when each was given to Serve the last time; such a state says nothing yet.
+    """
+    found = client.get_serve_details()["applications"]
+    states = {name: found[name] for name in names if name in found}
+    if any(state["last_deployed_time_s"] == stamps.get(name) for name, state in states.items()):
+        return False
+    for name, state in states.items():
+        if state["status"] in BAD:
+            raise Fault(f"{name} did not start: {_why(state)}")
+    return len(states) == len(names) and all(
+        state["status"] == "RUNNING" for state in states.values()
+    )
+
+
+def _replicas(client: Any, name: str) -> set[str]:
+    """The names of the replicas that answer."""
+    state = client.get_serve_details()["applications"].get(name, {})
+    replicas = state.get("deployments", {}).get(DEPLOYMENT, {}).get("replicas", [])
+    return {one["replica_id"] for one in replicas if one["state"] == "RUNNING"}
+
+
+def _agree(replicas: set[str], address: Address, goal: Goal) -> bool:
+    """Whether all replicas have the goal; raises when one has refused it.
+
+    Each question goes to a replica that the proxy chooses, so it is asked until all have answered.
+    """
+    done: set[str] = set()
+    for _ in range(20 * max(1, len(replicas))):
+        health = address.health()
+        if health.is_lineup_refused:
+            raise Fault(
+                "the new versions could not be loaded; the reason is in the log of the replica"
+            )
+        if health.percents != goal.percents or health.shadow != goal.shadow:
+            return False
+        done.add(health.replica)
+        if replicas <= done:
+            return bool(replicas)
+    return False
+
+
+def _wait(is_done: Callable[[], bool], limit_s: float, complaint: str) -> None:
+    until = time.monotonic() + limit_s
+    while not is_done():
+        if time.monotonic() > until:
+            raise Fault(f"within {limit_s:g} s the endpoint {complaint}")
+        time.sleep(POLL_S)
+
+
+def _why(state: Mapping[str, Any]) -> str:
+    """The cause that Serve gives, without the traceback around it."""
+    messages = [str(state.get("message", ""))]
+    messages += [str(one.get("message", "")) for one in state.get("deployments", {}).values()]
+    lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if "Error" in line and not line.startswith("File")]
+    return telling[-1] if telling else " ".join(lines)[:500] or "no reason was given"
