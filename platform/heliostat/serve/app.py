@@ -46,12 +46,14 @@ def build_app(
     """
     app = _application(endpoint, service, replica, is_open=config.keys == OFF)
     paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
+    model_path = f"{endpoint.prefix}{endpoint.page.path}"
     per_minute = config.limits.requests_per_minute
     rules = GateRules(
         keys=None if config.keys == OFF else watched_keys(config.keys),
         rate=None if per_minute is None else RateLimit(per_minute, replicas),
         body_bytes=int(config.limits.body_mb * 1e6),
         request_s=config.limits.request_s,
+        refusal_s=lambda path: service.refusal_s() if path == model_path else None,
         open_paths=frozenset((*PAGES, "/healthz", f"{endpoint.prefix}/healthz")),
     )
 
@@ -95,8 +97,8 @@ def _application(endpoint: Endpoint, service: Service, replica: str, *, is_open:
         return {
             "status": "ok",
             "replica": replica,
-            **status,
             "versions": versions,
+            "shadow": status["shadow"],
             "refused_lineup": status["refused_lineup"] is not None,
         }
 

@@ -7,9 +7,10 @@ other again. (Wait time and size are the usual two limits; that the wait depends
 is ours.)
 
 One bad item fails alone: when a batch raises, its items are computed one by one. An item whose
-client has gone leaves the queue at once. More is refused than fits: the queue has a length, and a
-time, foretold from the last batches, so that what was accepted is answered soon. All methods belong
-to one event loop; the model runs in one thread, so it never runs twice at the same time.
+client has gone leaves the queue at once. The queue is limited in length and in time: what the last
+batches foretell to be answered too late is refused at once, so that what was accepted keeps its
+latency. All methods belong to one event loop; the model runs in one thread, so it never runs twice
+at the same time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from heliostat.serve.errors import ApiError
+from heliostat.serve.errors import too_busy
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,8 +38,8 @@ class BatchLimits:
     wait_s: float
     queue: int
     """Items that may wait; one more is refused."""
-    queue_s: float = float("inf")
-    """Longest wait that may be foretold; more is refused. One batch may always wait."""
+    answer_s: float = float("inf")
+    """An item whose answer is foretold to take longer is refused, unless none waits."""
 
 
 @dataclass(eq=False)
@@ -59,6 +60,8 @@ class BatchStatistics:
     """Items whose client went before they were computed."""
     last_size: int = 0
     seconds_a_batch: float = field(default=0.05)
+    """Recent mean."""
+    items_a_batch: float = 1.0
     """Recent mean."""
 
 
@@ -92,22 +95,23 @@ class Batcher(Generic[Item, Result]):
         """Items in the queue."""
         return len(self._queue)
 
-    def admit(self, coming: int = 0) -> None:
-        """Refuse an item that would have to wait too long.
+    def refusal_s(self, coming: int = 0) -> float | None:
+        """Seconds after which to come again, where one more item would wait too long; else None.
 
         Args:
             coming: admitted items that are not in the queue yet.
-
-        Raises:
-            ApiError: 503 when the queue is full.
         """
         waiting = len(self._queue) + coming
-        if waiting < self._limits.queue and (
-            waiting < self._limits.items or self._wait_s(waiting) <= self._limits.queue_s
-        ):
-            return
-        self.statistics.refused += 1
-        raise ApiError(503, "too many requests wait", retry_after_s=self._wait_s(waiting))
+        foretold = self._foretold_s(waiting)
+        is_full = waiting >= self._limits.queue
+        return foretold if is_full or (waiting and foretold > self._limits.answer_s) else None
+
+    def admit(self, coming: int = 0) -> None:
+        """Refuse an item that would wait too long; raises `ApiError` 503."""
+        come_again_s = self.refusal_s(coming)
+        if come_again_s is not None:
+            self.statistics.refused += 1
+            raise too_busy(come_again_s)
 
     async def submit(self, item: Item, cost: int) -> Result:
         """The model's result for an item that was admitted."""
@@ -125,9 +129,14 @@ class Batcher(Generic[Item, Result]):
                 self._queue.remove(entry)
             raise
 
-    def _wait_s(self, waiting: int) -> float:
-        """Seconds until an item behind so many others would be computed."""
-        return (1 + waiting // self._limits.items) * self.statistics.seconds_a_batch
+    def _foretold_s(self, waiting: int) -> float:
+        """Seconds until one more item would be answered: the batch under way, then those ahead.
+
+        A larger batch than the recent ones is taken to cost in proportion. Where it costs less,
+        more is admitted, batches grow, and the foretelling with them.
+        """
+        recent = self.statistics
+        return recent.seconds_a_batch * (1 + max(1.0, (waiting + 1) / recent.items_a_batch))
 
     async def _work(self) -> None:
         """Compute batches until nothing waits."""
@@ -200,6 +209,7 @@ class Batcher(Generic[Item, Result]):
         statistics.items += size
         statistics.last_size = size
         statistics.seconds_a_batch += 0.2 * (seconds - statistics.seconds_a_batch)
+        statistics.items_a_batch += 0.2 * (size - statistics.items_a_batch)
         self._observe(size)
 
 

@@ -24,14 +24,14 @@ class LimitsConfig:
     """Longest time for an answer, seconds; then 504."""
     queue: int = 256
     """Requests of a replica that may wait for the model; one more is answered with 503."""
-    queue_ms: float = 100.0
-    """Longest wait for the model that the last batches foretell, milliseconds; a request that would
-    wait longer is answered with 503. One batch may always wait."""
+    answer_ms: float = 250.0
+    """A request whose answer is foretold by the last batches to take longer than this, in
+    milliseconds, is answered with 503, unless no other waits."""
     requests_per_minute: float | None = 6000.0
     """For each key, over all replicas; null: no limit."""
 
     def __post_init__(self) -> None:
-        for name in ("body_mb", "request_s", "queue", "queue_ms"):
+        for name in ("body_mb", "request_s", "queue", "answer_ms"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a number above 0")
         if self.requests_per_minute is not None and self.requests_per_minute <= 0:

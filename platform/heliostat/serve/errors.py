@@ -99,6 +99,11 @@ class ApiError(Exception):
         return headers
 
 
+def too_busy(come_again_s: float) -> ApiError:
+    """What is answered where too many requests wait."""
+    return ApiError(503, "too many requests wait", retry_after_s=come_again_s)
+
+
 def add_handlers(app: FastAPI) -> None:
     """Give every error that a route or the framework raises our shape."""
     from fastapi.exceptions import RequestValidationError

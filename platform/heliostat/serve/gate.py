@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from heliostat.serve.errors import ApiError
+from heliostat.serve.errors import ApiError, too_busy
 from heliostat.serve.keys import KeyRing
 from heliostat.serve.rate_limit import RateLimit
 
@@ -40,6 +40,9 @@ class GateRules:
     rate: RateLimit | None
     body_bytes: int
     request_s: float
+    refusal_s: Callable[[str], float | None]
+    """For a path, the seconds after which to come again where nothing more can be taken; asked
+    before the body is read, so that a refusal costs little."""
     open_paths: frozenset[str]
     """Paths that need no key: health and the page."""
 
@@ -114,6 +117,9 @@ class Gate:
             return
         if self._rules.keys is not None:
             passage.key = _holder(self._rules.keys(), headers.get(b"authorization", b""))
+        come_again_s = self._rules.refusal_s(path)
+        if come_again_s is not None:
+            raise too_busy(come_again_s)
         if self._rules.rate is not None:
             wait_s = self._rules.rate.wait_s(passage.key, time.monotonic())
             if wait_s:

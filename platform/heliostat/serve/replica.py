@@ -55,7 +55,7 @@ class Replica:
             tokens=config.batching.tokens,
             wait_s=config.batching.wait_ms / 1000,
             queue=config.limits.queue,
-            queue_s=config.limits.queue_ms / 1000,
+            answer_s=config.limits.answer_ms / 1000,
         )
         self._service = Service(endpoint, limits, self._telemetry)
         self._endpoint, self._config = endpoint, config

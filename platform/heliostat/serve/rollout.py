@@ -155,7 +155,7 @@ def _agree(replicas: set[str], address: Address, goal: Goal) -> bool:
         health = address.health()
         if health.is_lineup_refused:
             raise Fault(
-                "the new versions could not be loaded; the reason is in the log of the replica"
+                "the new versions could not be loaded; GET .../model has the reason as last_refusal"
             )
         if health.percents != goal.percents or health.shadow != goal.shadow:
             return False

@@ -44,7 +44,7 @@ class Count:
         self.count -= 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Version:
     """A loaded version."""
 
@@ -84,6 +84,7 @@ class Service:
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._loaded: _Loaded | None = None
         self._failure: str | None = None
+        self._last_refusal: str | None = None
         self._changing = asyncio.Lock()
         self._shadows: set[asyncio.Task[None]] = set()
         self.shadow_report = ShadowReport()
@@ -114,6 +115,13 @@ class Service:
             self._copy_to(loaded.shadow, prepare, result)
         return Answer(result, version)
 
+    def refusal_s(self) -> float | None:
+        """Seconds after which to come again, where every version would refuse; else None."""
+        loaded = self._require()
+        versions = [loaded.versions[share.bundle] for share in loaded.lineup.versions]
+        found = [one.batcher.refusal_s(one.preparing.count) for one in versions]
+        return min((s for s in found if s is not None), default=None) if all(found) else None
+
     async def aside(self, work: Callable[[], Any]) -> Any:
         """Run something that takes a while in a thread, so that the event loop stays free."""
         return await asyncio.get_running_loop().run_in_executor(self._aside, work)
@@ -128,7 +136,7 @@ class Service:
         return loaded.versions[loaded.lineup.versions[-1].bundle]
 
     def expect(self) -> None:
-        """Forget why the last lineup was refused: another one comes."""
+        """Another lineup comes, and that the last one was refused does not count any more."""
         self._failure = None
 
     async def apply(self, lineup: Lineup) -> None:
@@ -144,16 +152,22 @@ class Service:
                     if bundle not in known
                 }
             except Exception as error:
-                self._failure = _sentence(error)
+                self._failure = self._last_refusal = _sentence(error)
                 raise
             versions = {bundle: fresh.get(bundle) or known[bundle] for bundle in lineup.bundles}
             if loaded is None or lineup.shadow != loaded.lineup.shadow:
                 self.shadow_report = ShadowReport()
             self._failure = None
+            if loaded is not None and lineup != loaded.lineup:
+                self._last_refusal = None
             self._loaded = _Loaded(lineup, versions)
 
     def status(self) -> dict[str, Any]:
-        """The lineup that answers, and why the newest one does not, if so; JSON."""
+        """The lineup that answers, and why the newest one does not, if so; JSON.
+
+        `refused_lineup` is about the newest lineup; `last_refusal` stays when the one before was
+        given back, until another takes its place.
+        """
         loaded = self._require()
         shadow = loaded.shadow
         return {
@@ -168,6 +182,7 @@ class Service:
             ],
             "shadow": shadow.name if shadow is not None else None,
             "refused_lineup": self._failure,
+            "last_refusal": self._last_refusal,
         }
 
     @property

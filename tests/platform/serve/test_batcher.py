@@ -176,24 +176,25 @@ def test_a_client_that_has_gone_makes_room_for_another_at_once() -> None:
     play(LIMITS, story)
 
 
-def test_what_would_wait_too_long_is_refused_but_one_batch_may_always_wait() -> None:
-    hasty = BatchLimits(items=4, tokens=100, wait_s=0, queue=1000, queue_s=0.1)
+def test_what_is_foretold_to_be_answered_too_late_is_refused_but_one_may_always_wait() -> None:
+    hasty = BatchLimits(items=4, tokens=100, wait_s=0, queue=1000, answer_s=0.1)
 
     async def story(batcher: Batcher[int, int], model: Doubling) -> None:
         model.gate.clear()
-        batcher.statistics.seconds_a_batch = 0.04
         tasks = await started(batcher, [0])
         while batcher.waiting:
             await asyncio.sleep(0)
+        recent = batcher.statistics
+        recent.seconds_a_batch, recent.items_a_batch = 0.02, 2.0
         tasks += await started(batcher, range(7))
         batcher.admit()
         with pytest.raises(ApiError) as refused:
             batcher.admit(coming=1)
-        assert refused.value.retry_after_s == pytest.approx(0.12)
-        batcher.statistics.seconds_a_batch = 5.0
+        assert refused.value.retry_after_s == pytest.approx(0.02 * (1 + 9 / 2))
+        recent.seconds_a_batch = 5.0
         with pytest.raises(ApiError):
             batcher.admit()
-        for task in tasks[4:]:
+        for task in tasks[1:]:
             task.cancel()
         await asyncio.sleep(0)
         batcher.admit()

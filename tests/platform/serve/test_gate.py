@@ -27,6 +27,7 @@ def rules(**changes: Any) -> GateRules:
         "rate": None,
         "body_bytes": 100,
         "request_s": 5.0,
+        "refusal_s": lambda path: None,
         "open_paths": frozenset({"/healthz"}),
     }
     return GateRules(**(given | changes))
@@ -157,6 +158,18 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_again() -> None:
     assert 1 <= int(headers["retry-after"]) <= 30
     assert error_of(body)["code"] == "rate_limited"
     assert ask(limited, token=TOKENS["shop"])[0] == 200
+
+
+def test_what_cannot_be_taken_is_refused_before_its_body_is_read_and_costs_no_rate() -> None:
+    busy = rules(
+        refusal_s=lambda path: 2.4 if path == "/echo" else None, rate=RateLimit(1), body_bytes=1
+    )
+    for _ in range(3):
+        status, headers, body = ask(busy, body=b"far too large")
+        assert (status, headers["retry-after"]) == (503, "3")
+        assert error_of(body)["code"] == "overloaded"
+    assert ask(busy, "/other", body=b"x")[0] == 200
+    assert ask(busy, token="hs_wrong")[0] == 403
 
 
 def test_an_answer_that_takes_too_long_is_given_up() -> None:
