@@ -3,7 +3,9 @@
 Queries, keys and values come from one fused projection whose rows are all query heads, then all key
 heads, then all value heads. The products run in `scaled_dot_product_attention`, scaled by
 1 / sqrt(D). No dropout. `forward` is the training and scoring path; `cached` computes a step of
-generation, with keys (rotated) and values kept as `models.cache` describes.
+generation, with keys (rotated) and values kept as `models.cache` describes. A position scheme with
+several branches takes its own way from the projections on: `models.branch_attention` and, in
+generation, `models.branch_cache`.
 
 Shapes: B batch, T tokens, d width, H query heads, K key and value heads, D head width; in a cached
 step N new tokens of all sequences, S sequences of a group, M new tokens of each, L columns.
@@ -18,9 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.branch_attention import BranchInputs, branch_attention
+from models.branch_cache import StepScheme, branch_layout, cached_branch_attention
 from models.cache import Kept, LayerCache, LayerLayout
 from models.decoder_config import DecoderConfig
 from models.initialise import linear
+from models.positions import PositionPlan, has_branches
 from models.ragged import Group
 from models.rotary import RotaryTables, rotate
 
@@ -33,6 +38,10 @@ class AttentionInputs(NamedTuple):
     rotary: RotaryTables
     mask: torch.Tensor | None
     """Additive mask [B, 1, T, T]; None for plain causal attention."""
+    query_factor: torch.Tensor | None = None
+    """[B, T, 1, 1]: multiplies the queries; None stands for 1."""
+    branches: BranchInputs | None = None
+    """Positions of a scheme with several branches, in place of all the above."""
 
 
 class CausalSelfAttention(nn.Module):
@@ -52,7 +61,13 @@ class CausalSelfAttention(nn.Module):
         fused_BTHD = torch.unflatten(self.query_key_value(x_BTd), -1, (-1, self.head_width))
         # Splits, not slices: the gradient of a slice is a zero-filled copy of the whole.
         qk_BTHD, v_BTKD = torch.split(fused_BTHD, [heads + shared, shared], dim=2)
+        if inputs.branches is not None:
+            q_BTHD, k_BTKD = torch.split(qk_BTHD, [heads, shared], dim=2)
+            out_BHTD = branch_attention(q_BTHD, k_BTKD, v_BTKD, inputs.branches)
+            return self._project(out_BHTD)
         q_BTHD, k_BTKD = torch.split(rotate(qk_BTHD, inputs.rotary), [heads, shared], dim=2)
+        if inputs.query_factor is not None:
+            q_BTHD = q_BTHD * inputs.query_factor
         out_BHTD = F.scaled_dot_product_attention(
             q_BTHD.transpose(1, 2),
             k_BTKD.transpose(1, 2),
@@ -61,21 +76,39 @@ class CausalSelfAttention(nn.Module):
             is_causal=inputs.mask is None,
             enable_gqa=self.heads != self.key_value_heads,
         )
+        return self._project(out_BHTD)
+
+    def _project(self, out_BHTD: torch.Tensor) -> torch.Tensor:
         out_BTd: torch.Tensor = self.output(out_BHTD.transpose(1, 2).flatten(2))
         return out_BTd
 
-    def cache_layout(self) -> LayerLayout:
-        """Rotated keys, then values, of every token."""
-        return LayerLayout((Kept(KEY_VALUE, 2 * self.key_value_heads * self.head_width),))
+    def cache_layout(self, position_plan: PositionPlan | None = None) -> LayerLayout:
+        """Rotated keys, then values, of every token; or what a scheme of several branches keeps."""
+        width = self.key_value_heads * self.head_width
+        if position_plan is not None and has_branches(position_plan):
+            return branch_layout(position_plan, width)
+        return LayerLayout((Kept(KEY_VALUE, 2 * width),))
 
     def cached(
-        self, x_Nd: torch.Tensor, rotary: RotaryTables, groups: Sequence[Group], cache: LayerCache
+        self,
+        x_Nd: torch.Tensor,
+        rotary: RotaryTables,
+        groups: Sequence[Group],
+        cache: LayerCache,
+        scheme: StepScheme | None = None,
     ) -> torch.Tensor:
         """The output for the new tokens of a step, which are kept."""
         heads, shared = self.heads, self.key_value_heads
         fused_NHD = torch.unflatten(self.query_key_value(x_Nd), -1, (-1, self.head_width))
         qk_NHD, v_NKD = torch.split(fused_NHD, [heads + shared, shared], dim=1)
+        if scheme is not None and has_branches(scheme.plan):
+            q_NHD, k_NKD = torch.split(qk_NHD, [heads, shared], dim=1)
+            out_NHD = cached_branch_attention(q_NHD, k_NKD, v_NKD, scheme, groups, cache)
+            branched_Nd: torch.Tensor = self.output(out_NHD.flatten(1))
+            return branched_Nd
         q_NHD, k_NKD = torch.split(rotate(qk_NHD, rotary), [heads, shared], dim=1)
+        if scheme is not None and scheme.query_factor is not None:
+            q_NHD = q_NHD * scheme.query_factor
         cache.write(KEY_VALUE, torch.cat((k_NKD, v_NKD), dim=1).flatten(1))
         attended = [self._attend(q_NHD[group.rows], group, cache) for group in groups]
         out_Nd: torch.Tensor = self.output(torch.cat(attended).flatten(1))

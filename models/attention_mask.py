@@ -21,7 +21,7 @@ def derived_positions(
     """Places of the real tokens, from 0, anew in every document: [B, T], or [1, T] if shared."""
     steps_1T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)[None]
     if document_ids_BT is not None:
-        segments_BT = _segments(attention_mask_BT, document_ids_BT)
+        segments_BT = segments(attention_mask_BT, document_ids_BT)
         starts_BT = segments_BT != segments_BT.roll(1, dims=1)
         starts_BT[:, 0] = True
         return steps_1T - torch.where(starts_BT, steps_1T, 0).cummax(dim=1).values
@@ -41,7 +41,7 @@ def additive_mask(
     positions, which may attend to nothing else, give finite numbers.
     """
     if document_ids_BT is not None:
-        segments_BT = _segments(attention_mask_BT, document_ids_BT)
+        segments_BT = segments(attention_mask_BT, document_ids_BT)
         allowed_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
     elif attention_mask_BT is not None and not is_right_padded(attention_mask_BT):
         tokens = attention_mask_BT.shape[1]
@@ -67,9 +67,7 @@ def is_right_padded(attention_mask_BT: torch.Tensor) -> bool:
     return not bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any())
 
 
-def _segments(
-    attention_mask_BT: torch.Tensor | None, document_ids_BT: torch.Tensor
-) -> torch.Tensor:
+def segments(attention_mask_BT: torch.Tensor | None, document_ids_BT: torch.Tensor) -> torch.Tensor:
     """The document of each token, and one more segment, -1, for padding."""
     if attention_mask_BT is None:
         return document_ids_BT

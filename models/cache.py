@@ -47,13 +47,15 @@ group reads, W slots of a ring, w width of what is kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 
 from models.ragged import Group, groups_of
+
+_UNWRITTEN = object()
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Storage:
     ) -> None:
         self.tokens, self.sequences = tokens, sequences
         self.device, self.dtype = torch.device(device), dtype
+        self.positions: Hashable = _UNWRITTEN
+        """How the cached keys were given their positions."""
         self.kept = [
             {
                 kept.name: torch.zeros(tokens, kept.width, dtype=dtype, device=self.device)
@@ -183,6 +187,20 @@ class CacheStep:
             rows.append(row)
         return rows
 
+    def claim(self, positions: Hashable) -> None:
+        """Say how this step gives keys their positions: None, or a plan of `models.positions`.
+
+        Raises:
+            ValueError: The cache holds keys that were given theirs in another way.
+        """
+        if self._storage.positions is _UNWRITTEN:
+            self._storage.positions = positions
+        elif self._storage.positions != positions:
+            raise ValueError(
+                f"this cache was written under {self._storage.positions}, so it cannot be read "
+                f"under {positions}: its keys stand at other positions."
+            )
+
     def layer(self, index: int) -> LayerCache:
         """What layer `index` reads and writes."""
         return LayerCache(self, self._storage.kept[index], self._storage.rings[index])
@@ -233,6 +251,10 @@ class LayerCache:
             places_S = torch.tensor(self._places(group), device=ring.device)
             ring[places_S[:, None], slots_SM] = rows_SMw
         self._written.add(name)
+
+    def ring_is_stale(self, sequence: int) -> bool:
+        """Whether the rings of a sequence hold none of its cached tokens; see `CacheStep`."""
+        return self._step.ring_is_stale[sequence]
 
     def fill_ring(self, name: str, sequence: int, rows_Tw: torch.Tensor) -> None:
         """Put the vectors of the last T cached tokens of a sequence into its ring, T <= W.

@@ -34,6 +34,7 @@ from torch.utils.checkpoint import checkpoint
 from models.attention import AttentionInputs, CausalSelfAttention
 from models.attention_mask import additive_mask, derived_positions
 from models.balance import RoutingStatistics
+from models.branch_cache import StepScheme, step_scheme
 from models.cache import CacheStep, LayerCache, LayerLayout
 from models.decoder_config import DecoderConfig
 from models.feed_forward import FEED_FORWARDS
@@ -42,6 +43,8 @@ from models.latent_attention import LatentAttention
 from models.linear_cross_entropy import linear_cross_entropy_sum
 from models.losses import IGNORED
 from models.mixture import MixtureOfExperts
+from models.planned_inputs import planned_inputs, require_plan_fits
+from models.positions import PositionPlan
 from models.ragged import Group
 from models.rotary import RotaryTables, rotary_tables
 
@@ -93,6 +96,7 @@ class Decoder(nn.Module):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         document_ids: torch.Tensor | None = None,
+        position_plan: PositionPlan | None = None,
     ) -> torch.Tensor:
         """Hidden states [B, T, d] after the final norm.
 
@@ -103,8 +107,11 @@ class Decoder(nn.Module):
                 anew in each document.
             document_ids: [B, T], one number per packed document, at least 0. A token sees only
                 earlier tokens of its own document.
+            position_plan: A scheme of `models.positions` in place of plain rotary positions.
         """
-        x_BTd, inputs = self._begin(input_ids_BT, attention_mask, position_ids, document_ids)
+        x_BTd, inputs = self._begin(
+            input_ids_BT, attention_mask, position_ids, document_ids, position_plan
+        )
         recompute = self.checkpoint_activations and torch.is_grad_enabled()
         for block in self.blocks:
             if recompute:
@@ -117,13 +124,25 @@ class Decoder(nn.Module):
         hidden_BTd: torch.Tensor = self.final_norm(x_BTd)
         return hidden_BTd
 
-    def cached(self, input_ids_N: torch.Tensor, step: CacheStep) -> torch.Tensor:
+    def cached(
+        self,
+        input_ids_N: torch.Tensor,
+        step: CacheStep,
+        position_plan: PositionPlan | None = None,
+    ) -> torch.Tensor:
         """Hidden states [N, d] of the new tokens of a step of generation."""
         x_Nd: torch.Tensor = self.embedding(input_ids_N)
-        rotary = self._rotary(step.positions_N, x_Nd.dtype)
+        scheme = None
+        if position_plan is None:
+            step.claim(None)
+            rotary = self._rotary(step.positions_N, x_Nd.dtype)
+        else:
+            require_plan_fits(self.config, position_plan)
+            scheme = step_scheme(position_plan, step, x_Nd.dtype)
+            rotary = scheme.branches[0].query
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            x_Nd = block.cached(x_Nd, rotary, step.groups, step.layer(index))
+            x_Nd = block.cached(x_Nd, rotary, step.groups, step.layer(index), scheme)
         hidden_Nd: torch.Tensor = self.final_norm(x_Nd)
         return hidden_Nd
 
@@ -169,9 +188,20 @@ class Decoder(nn.Module):
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         document_ids: torch.Tensor | None,
+        position_plan: PositionPlan | None = None,
     ) -> tuple[torch.Tensor, AttentionInputs]:
         """The embedded tokens, and what the attention of all blocks shares."""
         x_BTd: torch.Tensor = self.embedding(input_ids_BT)
+        if position_plan is not None:
+            require_plan_fits(self.config, position_plan)
+            return x_BTd, planned_inputs(
+                position_plan,
+                input_ids_BT,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                document_ids=document_ids,
+                dtype=x_BTd.dtype,
+            )
         if position_ids is None:
             position_ids = derived_positions(input_ids_BT, attention_mask, document_ids)
         inputs = AttentionInputs(
@@ -221,10 +251,19 @@ class Block(nn.Module):
         return attended_BTd + out_BTd, seen
 
     def cached(
-        self, x_Nd: torch.Tensor, rotary: RotaryTables, groups: Sequence[Group], cache: LayerCache
+        self,
+        x_Nd: torch.Tensor,
+        rotary: RotaryTables,
+        groups: Sequence[Group],
+        cache: LayerCache,
+        scheme: StepScheme | None = None,
     ) -> torch.Tensor:
         """The same for the new tokens of a step of generation."""
-        attended_Nd = x_Nd + self.attention.cached(self.attention_norm(x_Nd), rotary, groups, cache)
+        normed_Nd = self.attention_norm(x_Nd)
+        if scheme is None or isinstance(self.attention, LatentAttention):
+            attended_Nd = x_Nd + self.attention.cached(normed_Nd, rotary, groups, cache)
+        else:
+            attended_Nd = x_Nd + self.attention.cached(normed_Nd, rotary, groups, cache, scheme)
         source_Nd = x_Nd if self.parallel_residual else attended_Nd
         out_Nd: torch.Tensor = attended_Nd + self.feed_forward(self.feed_forward_norm(source_Nd))
         return out_Nd
@@ -257,6 +296,7 @@ class DecoderLM(nn.Module):
         targets_BT: torch.Tensor | None = None,
         sequence_ids: torch.Tensor | None = None,
         observe: bool = False,
+        position_plan: PositionPlan | None = None,
     ) -> torch.Tensor | ObservedLoss:
         """Logits [B, T, V], or with `targets_BT` the scalar sum of the cross entropies.
 
@@ -265,7 +305,7 @@ class DecoderLM(nn.Module):
         reasons: the logits of a whole batch never exist at once, and wrappers that gather sharded
         weights (ZeRO-3, FSDP) do so only inside `forward`. For the same reason `observe` asks here
         for the routing beside the loss, as `ObservedLoss`; it takes full rows, see
-        `Decoder.observed`.
+        `Decoder.observed`. `position_plan` is that of `Decoder.forward`.
         """
         routing: list[RoutingStatistics] = []
         if observe:
@@ -281,6 +321,7 @@ class DecoderLM(nn.Module):
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 document_ids=document_ids,
+                position_plan=position_plan,
             )
         weight_Vd = self.output_weight
         if targets_BT is None:
@@ -300,16 +341,25 @@ class DecoderLM(nn.Module):
         )
         return weight_Vd
 
-    def cache_layouts(self) -> list[LayerLayout]:
+    def cache_layouts(self, position_plan: PositionPlan | None = None) -> list[LayerLayout]:
         """What each layer keeps, see `models.cache`."""
-        blocks = [block for block in self.decoder.blocks if isinstance(block, Block)]
-        return [block.attention.cache_layout() for block in blocks]
+        attentions = [block.attention for block in self.decoder.blocks if isinstance(block, Block)]
+        return [
+            attention.cache_layout()
+            if isinstance(attention, LatentAttention)
+            else attention.cache_layout(position_plan)
+            for attention in attentions
+        ]
 
     def cached(
-        self, input_ids_N: torch.Tensor, step: CacheStep, rows_R: Sequence[int] | None = None
+        self,
+        input_ids_N: torch.Tensor,
+        step: CacheStep,
+        rows_R: Sequence[int] | None = None,
+        position_plan: PositionPlan | None = None,
     ) -> torch.Tensor:
         """Logits [R, V] of rows of a step of generation, of all its N rows when None."""
-        hidden_Nd = self.decoder.cached(input_ids_N, step)
+        hidden_Nd = self.decoder.cached(input_ids_N, step, position_plan)
         wanted_Rd = hidden_Nd if rows_R is None else hidden_Nd[list(rows_R)]
         return F.linear(wanted_Rd, self.output_weight)
 

@@ -38,7 +38,7 @@ from torch.autograd.function import once_differentiable
 
 from models import positions
 from models.positions import Branch, PositionPlan
-from models.tile_kernels import kernel_for
+from models.tile_kernels import TileOutput, kernel_for
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 64, 256
 """Bounds of the queries of a near tile: smaller waste less of the window, larger call less often.
@@ -108,6 +108,42 @@ def _chunk_tiles(chunk: int, length: int) -> list[Tile]:
             tiles.append(Tile(1, rows, slice(start - chunk, start), False, None))
         if start >= 2 * chunk:
             tiles.append(Tile(2, rows, slice(0, start - chunk), False, None))
+    return tiles
+
+
+def later_tiles(position_plan: PositionPlan, past: int, new: int, like: torch.Tensor) -> list[Tile]:
+    """The tiles of `new` queries that follow `past` tokens, under a windowed scheme.
+
+    Columns of the near branch count from the first key that the first query's window holds, those
+    of the far branch from position 0.
+
+    Args:
+        position_plan: A plan with a window.
+        past: Tokens before the queries.
+        new: Queries.
+        like: Gives the masks their dtype and device.
+    """
+    w = position_plan.window
+    first_near = max(past - w + 1, 0)
+    tiles = []
+    for start in range(0, new, _LARGEST_BLOCK):
+        rows = slice(start, min(start + _LARGEST_BLOCK, new))
+        at, end = past + rows.start, past + rows.stop
+        query_at = torch.arange(at, end, device=like.device)[:, None]
+        near = slice(max(at - w + 1, 0), end)
+        distance = query_at - torch.arange(near.start, near.stop, device=like.device)
+        mask = _additive((distance >= 0) & (distance < w), like)[None, None]
+        columns = slice(near.start - first_near, near.stop - first_near)
+        tiles.append(Tile(0, rows, columns, False, mask))
+        # All queries of the block see what the first one sees; the others a little more each.
+        common, last = max(at - w + 1, 0), max(end - w, 0)
+        if common:
+            tiles.append(Tile(1, rows, slice(0, common), False, None))
+        if last > common:
+            edge = query_at - torch.arange(common, last, device=like.device) >= w
+            tiles.append(
+                Tile(1, rows, slice(common, last), False, _additive(edge, like)[None, None])
+            )
     return tiles
 
 
@@ -183,6 +219,31 @@ def merge_attention(
     return apply(list(tiles), v_BKTV, *queries, *keys)
 
 
+def merge_tiles(
+    queries: Sequence[torch.Tensor],
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    tiles: Sequence[Tile],
+) -> TileOutput:
+    """`merge_attention` without gradients, with the log-sum-exp and values for each branch."""
+    kernel = kernel_for(queries[0], values[0])
+    # Half precision merges in float32, as the kernels inside.
+    dtype = torch.promote_types(values[0].dtype, torch.float32)
+    shape = queries[0].shape[:-1]
+    out = queries[0].new_zeros(*shape, values[0].shape[-1], dtype=dtype)
+    lse = queries[0].new_full(shape, -math.inf, dtype=dtype)
+    for branch, rows, columns, is_causal, mask in tiles:
+        tile_out, tile_lse = kernel.forward(
+            queries[branch][:, :, rows],
+            keys[branch][:, :, columns],
+            values[branch][:, :, columns],
+            mask,
+            is_causal,
+        )
+        _merge_rows(out[:, :, rows], lse[:, :, rows], tile_out, tile_lse)
+    return out.to(values[0].dtype), lse
+
+
 class _Merge(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -190,22 +251,8 @@ class _Merge(torch.autograd.Function):
     ) -> torch.Tensor:
         branches = len(queries_and_keys) // 2
         queries, keys = queries_and_keys[:branches], queries_and_keys[branches:]
-        kernel = kernel_for(queries[0], v)
-        # Half precision merges in float32, as the kernels inside.
-        dtype = torch.promote_types(v.dtype, torch.float32)
-        out = v.new_zeros(*queries[0].shape[:-1], v.shape[-1], dtype=dtype)
-        lse = v.new_full(queries[0].shape[:-1], -math.inf, dtype=dtype)
-        for branch, rows, columns, is_causal, mask in tiles:
-            tile_out, tile_lse = kernel.forward(
-                queries[branch][:, :, rows],
-                keys[branch][:, :, columns],
-                v[:, :, columns],
-                mask,
-                is_causal,
-            )
-            _merge_rows(out[:, :, rows], lse[:, :, rows], tile_out, tile_lse)
-        out = out.to(v.dtype)
-        ctx.tiles, ctx.kernel = tiles, kernel
+        out, lse = merge_tiles(queries, keys, [v] * branches, tiles)
+        ctx.tiles = tiles
         ctx.save_for_backward(out, lse, v, *queries_and_keys)
         return out
 
@@ -218,10 +265,11 @@ class _Merge(torch.autograd.Function):
         dq = [torch.zeros_like(q) for q in queries]
         dk = [torch.zeros_like(k) for k in keys]
         dv = torch.zeros_like(v)
+        kernel = kernel_for(queries[0], v)
         # A query that sees nothing has no logits: any finite number makes its gradients 0.
         lse = lse.masked_fill(torch.isneginf(lse), 0.0)
         for branch, rows, columns, is_causal, mask in ctx.tiles:
-            tile_dq, tile_dk, tile_dv = ctx.kernel.backward(
+            tile_dq, tile_dk, tile_dv = kernel.backward(
                 grad[:, :, rows],
                 queries[branch][:, :, rows],
                 keys[branch][:, :, columns],

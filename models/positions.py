@@ -223,6 +223,11 @@ def branches(position_plan: PositionPlan) -> tuple[Branch, ...]:
     return ("near", "far") if name in WINDOWED else ("whole",)
 
 
+def has_branches(position_plan: PositionPlan) -> bool:
+    """Whether the plan has several branches, so that plain attention cannot compute it."""
+    return len(branches(position_plan)) > 1
+
+
 def query_positions(
     position_plan: PositionPlan, branch: Branch, positions: torch.Tensor
 ) -> torch.Tensor:

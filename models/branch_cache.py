@@ -1,0 +1,249 @@
+"""Generation under a position scheme with several branches: what is cached, and a step over it.
+
+A windowed scheme caches for every token its *far* key and its value, and for the last w tokens of a
+sequence the *near* key in a ring. Both keys are written once and never turned again, because
+neither depends on how long the sequence becomes:
+
+    rerope         far key k_j, not turned at all      near key R_j k_j
+    leaky          far key R_{j/k} k_j                 near key R_j k_j
+    self_extend    far key R_{floor(j/G)} k_j          near key R_j k_j
+
+A step at position i forms the logits <R_w q_i, far keys 0 .. i-w> and <R_i q_i, ring>, one softmax
+and one weighted sum of values. So a token costs a constant number of rotations however long the
+context is, and the memory beyond that of rotary attention is w keys.
+
+Dual chunks cache one key, at j mod c, and ask for it with three queries.
+
+The ring is rebuilt from the far keys where a sequence took its cached tokens over from another one
+(`models.cache`): R_j k_j is the far key turned by the difference of the two positions.
+
+Shapes: N new tokens of the step, S sequences of a group, M new tokens of each, L columns, H query
+heads, K key heads, G = H / K, W slots of the ring, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from models import positions
+from models.branch_attention import BranchTables
+from models.cache import CacheStep, Kept, LayerCache, LayerLayout, Ring
+from models.merge_attention import later_tiles, merge_tiles, plain_tiles
+from models.positions import PositionPlan
+from models.ragged import Group
+from models.rotary import rotate
+
+FAR_KEY, VALUE, NEAR_KEY = "far_key", "value", "near_key"
+
+
+@dataclass(frozen=True)
+class StepScheme:
+    """A plan and its tables for the new tokens of one step; shared by all layers."""
+
+    plan: PositionPlan
+    branches: tuple[BranchTables, ...]
+    query_factor: torch.Tensor | None
+    """Log-n factor of each new token, [N, 1, 1]; None stands for 1."""
+
+
+def step_scheme(position_plan: PositionPlan, step: CacheStep, dtype: torch.dtype) -> StepScheme:
+    """The tables for the new tokens of `step`.
+
+    Raises:
+        ValueError: The cache was written under another plan: its keys stand elsewhere.
+    """
+    step.claim(position_plan)
+    at_N = step.positions_N
+    tables = []
+    for branch in positions.branches(position_plan):
+        query = positions.query_positions(position_plan, branch, at_N)
+        key = positions.key_positions(position_plan, branch, at_N)
+        is_raw = branch == "far" and position_plan.scheme.name == "rerope"
+        tables.append(
+            BranchTables(
+                positions.tables(position_plan, query, dtype=dtype),
+                None if is_raw else positions.tables(position_plan, key, dtype=dtype),
+            )
+        )
+    factor = None
+    if position_plan.scheme.log_n != "none":
+        factor = positions.log_n_factor(position_plan, at_N + 1).to(dtype)[:, None, None]
+    return StepScheme(position_plan, tuple(tables), factor)
+
+
+def branch_layout(position_plan: PositionPlan, width: int) -> LayerLayout:
+    """What a layer keeps under a plan with several branches; `width` is K D."""
+    tokens = (Kept(FAR_KEY, width), Kept(VALUE, width))
+    if position_plan.scheme.name == "dca":
+        return LayerLayout(tokens)
+    return LayerLayout(tokens, (Ring(NEAR_KEY, width, _slots(position_plan)),))
+
+
+def _slots(position_plan: PositionPlan) -> int:
+    """W: no more than a sequence can have tokens."""
+    return min(position_plan.window, position_plan.length)
+
+
+def cached_branch_attention(
+    q_NHD: torch.Tensor,
+    k_NKD: torch.Tensor,
+    v_NKD: torch.Tensor,
+    scheme: StepScheme,
+    groups: Sequence[Group],
+    cache: LayerCache,
+) -> torch.Tensor:
+    """Output [N, H, D] for raw queries and keys of the new tokens, which are kept."""
+    layout = scheme.plan.layout
+    if scheme.query_factor is not None:
+        q_NHD = q_NHD * scheme.query_factor
+    queries = [rotate(q_NHD, branch.query, layout) for branch in scheme.branches]
+    cache.write(VALUE, v_NKD.flatten(1))
+    far = scheme.branches[-1].key
+    cache.write(FAR_KEY, (k_NKD if far is None else rotate(k_NKD, far, layout)).flatten(1))
+    if scheme.plan.scheme.name == "dca":
+        return torch.cat([_chunked(queries, k_NKD, scheme.plan, group, cache) for group in groups])
+    near = scheme.branches[0].key
+    assert near is not None
+    near_key_NKD = rotate(k_NKD, near, layout)
+    _rebuild_rings(scheme.plan, k_NKD, groups, cache)
+    # Prompts read the ring as it was before their own tokens, single tokens as it is after.
+    outputs: list[torch.Tensor | None] = [None] * len(groups)
+    for index, group in enumerate(groups):
+        if group.new > 1:
+            outputs[index] = _prompt(queries, near_key_NKD, v_NKD, scheme.plan, group, cache)
+    cache.write_ring(NEAR_KEY, near_key_NKD.flatten(1))
+    for index, group in enumerate(groups):
+        if group.new == 1:
+            outputs[index] = _token(queries, k_NKD, scheme.plan, group, cache)
+    return torch.cat([out for out in outputs if out is not None])
+
+
+def _token(
+    queries: list[torch.Tensor],
+    like_NKD: torch.Tensor,
+    position_plan: PositionPlan,
+    group: Group,
+    cache: LayerCache,
+) -> torch.Tensor:
+    """The output for one new token of each sequence: [S, H, D]."""
+    w, shared = position_plan.window, like_NKD.shape[1]
+    near_q_SKGD, far_q_SKGD = (_by_key_head(q[group.rows], shared) for q in queries)
+    scale = 1.0 / math.sqrt(like_NKD.shape[-1])
+    ring = cache.ring(NEAR_KEY, group)
+    ring_SKWD = _heads(ring.rows, shared)
+    near_SKGW = near_q_SKGD @ ring_SKWD.mT
+    v_SKLD = _heads(cache.read(VALUE, group), shared)
+    keys = cache.read(FAR_KEY, group)
+    slots = ring_SKWD.shape[2]
+    if min(group.past) == max(group.past):
+        at = group.past[0]
+        beyond = max(at - w + 1, 0)
+        columns = torch.arange(beyond, at + 1, device=keys.device)
+        near = near_SKGW.index_select(-1, columns % slots)
+        far = far_q_SKGD @ _heads(keys[:, :beyond], shared).mT
+        logits = torch.cat((far, near), dim=-1) * scale
+    else:
+        columns = torch.arange(group.longest, device=keys.device)
+        distance = group.query_positions()[:, :, None, None] - columns
+        near = near_SKGW.index_select(-1, columns % slots)
+        logits = torch.where(distance < w, near, far_q_SKGD @ _heads(keys, shared).mT) * scale
+        logits = logits.masked_fill(distance < 0, -math.inf)
+    weights = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return (weights.to(v_SKLD.dtype) @ v_SKLD).flatten(1, 2)
+
+
+def _prompt(
+    queries: list[torch.Tensor],
+    near_key_NKD: torch.Tensor,
+    v_NKD: torch.Tensor,
+    position_plan: PositionPlan,
+    group: Group,
+    cache: LayerCache,
+) -> torch.Tensor:
+    """The output for several new tokens of each of equally long sequences: [S * M, H, D]."""
+    past, shared = group.past[0], near_key_NKD.shape[1]
+    near_q, far_q = (_of_group(q, group).transpose(1, 2) for q in queries)
+    new_keys_SKMD = _of_group(near_key_NKD, group).transpose(1, 2)
+    first = max(past - position_plan.window + 1, 0)
+    near_keys = new_keys_SKMD
+    if first < past:
+        ring = cache.ring(NEAR_KEY, group)
+        slots = torch.arange(first, past, device=ring.rows.device) % ring.rows.shape[1]
+        near_keys = torch.cat((_heads(ring.rows[:, slots], shared), new_keys_SKMD), dim=2)
+    v_SKLD = _heads(cache.read(VALUE, group), shared)
+    like = near_q.new_empty(0)
+    out_SHMD, _ = merge_tiles(
+        [near_q, far_q],
+        [near_keys, _heads(cache.read(FAR_KEY, group), shared)],
+        [v_SKLD[:, :, first:], v_SKLD],
+        later_tiles(position_plan, past, group.new, like)
+        if past
+        else plain_tiles(position_plan, group.new, like),
+    )
+    return out_SHMD.transpose(1, 2).flatten(0, 1)
+
+
+def _chunked(
+    queries: list[torch.Tensor],
+    like_NKD: torch.Tensor,
+    position_plan: PositionPlan,
+    group: Group,
+    cache: LayerCache,
+) -> torch.Tensor:
+    """Dual chunks: three queries for the same keys, selected by the chunk of the key."""
+    shared = like_NKD.shape[1]
+    k_SK1LD = _heads(cache.read(FAR_KEY, group), shared)[:, :, None]
+    v_SK1LD = _heads(cache.read(VALUE, group), shared)[:, :, None]
+    at_SM1 = group.query_positions()[..., None]
+    columns = torch.arange(group.longest, device=k_SK1LD.device)
+    logits = k_SK1LD.new_full((), -math.inf)
+    for branch, q_NHD in zip(positions.branches(position_plan), queries, strict=True):
+        q_SKGMD = torch.unflatten(_of_group(q_NHD, group).transpose(1, 2), 1, (shared, -1))
+        seen_SML = positions.visible(position_plan, branch, at_SM1, columns)
+        seen = seen_SML[:, None, None] & (columns <= at_SM1)[:, None, None]
+        scores = (q_SKGMD @ k_SK1LD.mT) / math.sqrt(q_SKGMD.shape[-1])
+        logits = torch.where(seen, scores, logits)
+    weights = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    out_SKGMD = weights.to(v_SK1LD.dtype) @ v_SK1LD
+    return out_SKGMD.flatten(1, 2).transpose(1, 2).flatten(0, 1)
+
+
+def _rebuild_rings(
+    position_plan: PositionPlan,
+    like_NKD: torch.Tensor,
+    groups: Sequence[Group],
+    cache: LayerCache,
+) -> None:
+    """Fill the rings of sequences whose cached tokens were computed for another sequence."""
+    for group in groups:
+        for index, sequence in enumerate(range(group.sequences.start, group.sequences.stop)):
+            past = group.past[index]
+            if not cache.ring_is_stale(sequence) or past == 0:
+                continue
+            at = torch.arange(max(past - _slots(position_plan), 0), past, device=like_NKD.device)
+            far_keys_TKD = torch.unflatten(
+                cache.read(FAR_KEY, group)[index, at], -1, like_NKD.shape[1:]
+            )
+            turn = positions.key_positions(position_plan, "near", at).double()
+            turn = turn - positions.key_positions(position_plan, "far", at).double()
+            tables = positions.tables(position_plan, turn, dtype=like_NKD.dtype)
+            near_keys_TKD = rotate(far_keys_TKD, tables, position_plan.layout)
+            cache.fill_ring(NEAR_KEY, sequence, near_keys_TKD.flatten(1))
+
+
+def _by_key_head(q_SHD: torch.Tensor, shared: int) -> torch.Tensor:
+    return torch.unflatten(q_SHD, 1, (shared, -1))
+
+
+def _of_group(x_NHD: torch.Tensor, group: Group) -> torch.Tensor:
+    """[S, M, H, D]."""
+    return torch.unflatten(x_NHD[group.rows], 0, (group.size, group.new))
+
+
+def _heads(rows_SLw: torch.Tensor, shared: int) -> torch.Tensor:
+    """[S, K, L, D], a view."""
+    return torch.unflatten(rows_SLw, -1, (shared, -1)).transpose(1, 2)

@@ -1,0 +1,84 @@
+"""From a position plan and a batch to what the attention of every block shares.
+
+The counterpart, for a scheme of `models.positions`, of what `Decoder` does for plain rotary
+positions: where tokens stand, who sees whom, and the tables.
+
+Shapes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from models.attention import AttentionInputs
+from models.attention_mask import additive_mask, derived_positions, is_right_padded, segments
+from models.branch_attention import AttentionBackend, branch_inputs
+from models.decoder_config import DecoderConfig
+from models.position_checks import require_consecutive
+from models.positions import PositionPlan, has_branches
+
+
+def planned_inputs(
+    position_plan: PositionPlan,
+    input_ids_BT: torch.Tensor,
+    *,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    document_ids: torch.Tensor | None,
+    dtype: torch.dtype,
+    backend: AttentionBackend = "merge",
+) -> AttentionInputs:
+    """The shared inputs under a plan; arguments as of `Decoder.forward`.
+
+    Raises:
+        ValueError: `position_ids` do not rise by one inside a document.
+    """
+    counted_BT = derived_positions(input_ids_BT, attention_mask, document_ids)
+    segments_BT = None
+    if document_ids is not None:
+        segments_BT = segments(attention_mask, document_ids)
+    elif attention_mask is not None and not is_right_padded(attention_mask):
+        segments_BT = segments(attention_mask, torch.zeros_like(input_ids_BT))
+    if position_ids is not None:
+        require_consecutive(position_ids, segments_BT)
+    shared = branch_inputs(
+        position_plan,
+        counted_BT if position_ids is None else position_ids,
+        dtype=dtype,
+        segments_BT=segments_BT,
+        counts_BT=counted_BT + 1,
+        start_is_zero=position_ids is None and segments_BT is None,
+        backend=backend,
+    )
+    if has_branches(position_plan):
+        return AttentionInputs(shared.branches[0].query, None, None, shared)
+    return AttentionInputs(
+        rotary=shared.branches[0].query,
+        mask=additive_mask(attention_mask, document_ids, dtype),
+        query_factor=shared.query_factor,
+    )
+
+
+def require_plan_fits(config: DecoderConfig, position_plan: PositionPlan) -> None:
+    """Refuse a plan that was made for another model than `config` describes.
+
+    Raises:
+        ValueError: The rotary widths or bases differ; or the model has latent attention and the
+            plan more than one branch or a log-n factor, or both are YaRN.
+    """
+    made_for = (position_plan.rotary_width, position_plan.rotary_base)
+    if made_for != (config.rotary_width, config.rotary_base):
+        raise ValueError(
+            f"the position plan is for rotary width and base {made_for}, but the model has "
+            f"{(config.rotary_width, config.rotary_base)}."
+        )
+    if position_plan.layout != "half":
+        raise ValueError("a Decoder keeps channel pairs in halves; the plan says interleaved.")
+    if config.yarn is not None:
+        raise ValueError("the model has a YaRN of its own, which no other scheme is put on top of.")
+    several = has_branches(position_plan) or position_plan.scheme.log_n != "none"
+    if config.latent is not None and several:
+        raise ValueError(
+            f"latent attention takes schemes with one branch and without log-n only, not "
+            f"{position_plan.scheme.name}."
+        )

@@ -1,0 +1,283 @@
+"""A decoder under every position scheme: whole, by steps, in chunks, and beside transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from models import attention, branch_cache, positions
+from models.contiguous_cache import ContiguousCache
+from models.decoder import DecoderLM
+from models.decoder_config import llama_config
+from models.hf_config import from_hf_config
+from models.hf_layout import from_hf
+from models.paged_cache import PAGE_TOKENS, PagedCache, PagedSequence
+from models.planned_lm import PlannedLM, generating, plan_for
+from models.positions import PositionScheme
+
+TRAINED, N = 24, 83
+SCHEMES = [
+    PositionScheme("rope", log_n="post"),
+    PositionScheme("pi", interval=4.0),
+    PositionScheme("ntk_old", interval=4.0),
+    PositionScheme("ntk", interval=4.0),
+    PositionScheme("ntk_fixed", interval=4.0),
+    PositionScheme("ntk_mixed", interval=4.0),
+    PositionScheme("yarn", interval=4.0, log_n="train"),
+    PositionScheme("nope"),
+    PositionScheme("dca", log_n="post"),
+    PositionScheme("self_extend", window=9, group=4),
+    PositionScheme("rerope", window=9, log_n="post"),
+    PositionScheme("leaky_rerope", window=9, interval=8.0, log_n="train"),
+]
+WINDOWS = [1, 9, N - 1, N, N + 7]
+
+
+def named(scheme: PositionScheme) -> str:
+    return scheme.name
+
+
+def make_model(shared: int = 2, seed: int = 0) -> DecoderLM:
+    config = llama_config(
+        vocab_size=61,
+        width=32,
+        layers=2,
+        heads=4,
+        key_value_heads=shared,
+        feed_forward_width=48,
+        max_positions=TRAINED,
+    )
+    model = DecoderLM(config, torch.Generator().manual_seed(seed))
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            # Attention of the initial weights is nearly uniform and would hide positions.
+            parameter.data.mul_(4.0)
+    return model
+
+
+def draw(batch: int = 1, tokens: int = N) -> torch.Tensor:
+    return torch.randint(61, (batch, tokens), generator=torch.Generator().manual_seed(tokens))
+
+
+def planned(model: DecoderLM, scheme: PositionScheme, longest: int = 96) -> PlannedLM:
+    return generating(model, scheme, train_length=TRAINED, longest=longest)
+
+
+@torch.no_grad()
+def in_chunks(lm: PlannedLM, ids_T: torch.Tensor, chunk: int) -> torch.Tensor:
+    cache = ContiguousCache(lm.cache_layouts(), capacity=96)
+    return torch.cat([lm.cached(part, cache.step([len(part)])) for part in ids_T.split(chunk)])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=named)
+def test_stepwise_and_chunked_equal_one_forward(scheme: PositionScheme) -> None:
+    lm = planned(make_model(), scheme)
+    ids = draw()
+    with torch.no_grad():
+        whole = lm(ids)[0]
+    for chunk in (1, 7, 8, 9, 10, N):
+        torch.testing.assert_close(in_chunks(lm, ids[0], chunk), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [1, 2, 4])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_attention_agrees_in_all_forms_for_every_window_and_group(window: int, shared: int) -> None:
+    model = make_model(shared)
+    layer = model.decoder.blocks[0].attention
+    assert isinstance(layer, attention.CausalSelfAttention)
+    x_Td = torch.randn(N, 32, generator=torch.Generator().manual_seed(1))
+    for scheme in (
+        PositionScheme("rerope", window=window, log_n="post"),
+        PositionScheme("leaky_rerope", window=window, interval=4.0),
+        PositionScheme("self_extend", window=window, group=3),
+    ):
+        plan = plan_for(model.config, scheme, train_length=TRAINED, length=96)
+        outputs = {}
+        with torch.no_grad():
+            for backend in ("dense", "merge"):
+                inputs = attention_inputs(plan, backend)
+                outputs[backend] = layer(x_Td[None], inputs)[0]
+            for chunk in {1, 7, max(window - 1, 1), window, window + 1, N}:
+                cache = ContiguousCache([layer.cache_layout(plan)], capacity=96)
+                parts = []
+                for part in x_Td.split(chunk):
+                    step = cache.step([len(part)])
+                    shared_step = branch_cache.step_scheme(plan, step, torch.float32)
+                    parts.append(
+                        layer.cached(
+                            part,
+                            shared_step.branches[0].query,
+                            step.groups,
+                            step.layer(0),
+                            shared_step,
+                        )
+                    )
+                outputs[f"chunks of {chunk}"] = torch.cat(parts)
+        for name, found in outputs.items():
+            difference = (found - outputs["dense"]).abs().max().item()
+            assert difference < 2e-6, f"{scheme.name}, {name}: {difference}"
+
+
+def attention_inputs(plan: positions.PositionPlan, backend: str) -> attention.AttentionInputs:
+    from models.planned_inputs import planned_inputs
+
+    return planned_inputs(
+        plan,
+        torch.zeros(1, N, dtype=torch.long),
+        attention_mask=None,
+        position_ids=None,
+        document_ids=None,
+        dtype=torch.float32,
+        backend=backend,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[-4:], ids=named)
+def test_a_row_does_not_depend_on_its_mates_nor_on_its_padding(scheme: PositionScheme) -> None:
+    model = make_model()
+    lm = planned(model, scheme)
+    ids = draw(3)
+    lengths = [N, 30, 55]
+    for left in (True, False):
+        mask = torch.zeros(3, N, dtype=torch.bool)
+        padded = torch.zeros_like(ids)
+        for row, length in enumerate(lengths):
+            place = slice(N - length, N) if left else slice(0, length)
+            mask[row, place] = True
+            padded[row, place] = ids[row, :length]
+        with torch.no_grad():
+            together = lm(padded, mask)
+            for row, length in enumerate(lengths):
+                alone = lm(ids[row : row + 1, :length])[0]
+                torch.testing.assert_close(together[row][mask[row]], alone, rtol=0, atol=1e-5)
+        assert together.isfinite().all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=named)
+def test_ragged_steps_on_pages_equal_each_sequence_alone(scheme: PositionScheme) -> None:
+    lm = planned(make_model(), scheme)
+    ids = draw(3)
+    lengths = [60, 22, 35]
+    pages = -(-96 // PAGE_TOKENS)
+    cache = PagedCache(lm.cache_layouts(), pages=3 * pages, sequences=3)
+    tables = [list(range(row, 3 * pages, 3)) for row in range(3)]
+    past = [0, 0, 0]
+    found: list[list[torch.Tensor]] = [[], [], []]
+    chunks = [[40, 21, 33], [18, 1, 2], *([1, 1, 1] for _ in range(2))]
+    with torch.no_grad():
+        for new in chunks:
+            new = [min(m, lengths[row] - past[row]) for row, m in enumerate(new)]
+            rows = [row for row in range(3) if new[row]]
+            step = cache.step(
+                [PagedSequence(tables[row], past[row], new[row], slot=row) for row in rows]
+            )
+            tokens = torch.cat([ids[row, past[row] : past[row] + new[row]] for row in rows])
+            logits = lm.cached(tokens, step).split([new[row] for row in rows])
+            for row, part in zip(rows, logits, strict=True):
+                found[row].append(part)
+                past[row] += new[row]
+        for row in range(3):
+            alone = lm(ids[row : row + 1, : past[row]])[0]
+            torch.testing.assert_close(torch.cat(found[row]), alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[-3:], ids=named)
+@pytest.mark.parametrize("new", [1, 7])
+def test_a_stale_ring_is_rebuilt_from_what_is_kept_for_every_token(
+    scheme: PositionScheme, new: int
+) -> None:
+    lm = planned(make_model(), scheme)
+    ids = draw()[0]
+    cache = PagedCache(lm.cache_layouts(), pages=8, sequences=2)
+    with torch.no_grad():
+        lm.cached(ids[:48], cache.step([PagedSequence(range(6), 0, 48, slot=0)]))
+        taken_over = PagedSequence([0, 1, 2, 6, 7], 48, new, slot=1, ring_is_stale=True)
+        found = lm.cached(ids[48 : 48 + new], cache.step([taken_over]))
+        expected = lm(ids[None, : 48 + new])[0, 48:]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_cache_refuses_a_step_under_another_scheme() -> None:
+    model = make_model()
+    one, other = (planned(model, PositionScheme("yarn", interval=k)) for k in (2.0, 4.0))
+    cache = ContiguousCache(one.cache_layouts(), capacity=96)
+    ids = draw()[0]
+    with torch.no_grad():
+        one.cached(ids[:4], cache.step([4]))
+        with pytest.raises(ValueError, match="cannot be read under"):
+            other.cached(ids[4:5], cache.step([1]))
+        with pytest.raises(ValueError, match="cannot be read under None"):
+            model.cached(ids[4:5], cache.step([1]))
+
+
+def test_a_step_rotates_as_much_whatever_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = planned(make_model(), PositionScheme("rerope", window=9))
+    turned: list[int] = []
+    plain = branch_cache.rotate
+
+    def counting(x: torch.Tensor, *arguments: object) -> torch.Tensor:
+        turned.append(x.numel())
+        return plain(x, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(branch_cache, "rotate", counting)
+    monkeypatch.setattr(attention, "rotate", counting)
+    cache = ContiguousCache(lm.cache_layouts(), capacity=96)
+    ids = draw()[0]
+    totals = []
+    with torch.no_grad():
+        lm.cached(ids[:20], cache.step([20]))
+        for position in range(20, 60):
+            turned.clear()
+            lm.cached(ids[position : position + 1], cache.step([1]))
+            totals.append(sum(turned))
+    # Two rotations of every query and one of the key, in each of two layers.
+    assert set(totals) == {2 * (2 * 32 + 16)}
+
+
+def test_plain_rope_as_a_scheme_is_the_decoder_itself_in_every_bit() -> None:
+    model = make_model()
+    ids = draw()
+    plan = plan_for(model.config, PositionScheme("rope"), train_length=TRAINED, length=N)
+    with torch.no_grad():
+        assert torch.equal(model(ids, position_plan=plan), model(ids))
+
+
+def test_a_llama_of_transformers_has_equal_logits_under_rope() -> None:
+    torch.manual_seed(0)
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=61,
+            hidden_size=48,
+            intermediate_size=80,
+            num_hidden_layers=3,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+        )
+    ).eval()
+    config = from_hf_config(theirs.config.to_dict())
+    ours = DecoderLM(config, torch.Generator())
+    ours.load_state_dict(from_hf(theirs.state_dict(), config))
+    ids = draw(2)
+    plan = plan_for(config, PositionScheme("rope"), train_length=128, length=N)
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        torch.testing.assert_close(ours(ids, position_plan=plan), expected, rtol=0, atol=1e-5)
+        for scheme in SCHEMES:
+            plan = plan_for(config, scheme, train_length=TRAINED, length=N)
+            assert ours(ids, position_plan=plan).isfinite().all()
+
+
+def test_plans_that_do_not_fit_are_refused() -> None:
+    model = make_model()
+    other = positions.plan(
+        PositionScheme("rope"), train_length=24, length=48, rotary_width=6, rotary_base=1e4
+    )
+    with pytest.raises(ValueError, match="rotary width and base"):
+        model(draw(), position_plan=other)
+    plan = plan_for(model.config, PositionScheme("rerope", window=4), train_length=24, length=48)
+    with pytest.raises(ValueError, match="must rise by one"):
+        model(draw(), position_plan=plan, position_ids=torch.arange(N).flip(0)[None])
+    with pytest.raises(ValueError, match="needs a fixed interval"):
+        planned(model, PositionScheme("ntk"))
