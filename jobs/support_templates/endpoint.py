@@ -114,6 +114,9 @@ class SupportEndpoint:
 
         return router
 
+    def common_router(self, service: Service) -> None:
+        """None."""
+
     async def _suggest(self, service: Service, request: SuggestRequest) -> SuggestAnswer:
         began = time.perf_counter()
         messages = [

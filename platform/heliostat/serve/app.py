@@ -45,7 +45,9 @@ def build_app(
         replica: the name of this one.
     """
     app = _application(endpoint, service, replica, is_open=config.keys == OFF)
-    paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
+    # FastAPI keeps a router that was included as one route without a path.
+    own = frozenset(route.path for route in app.routes if hasattr(route, "path"))
+    paths = own | frozenset(app.openapi()["paths"])
     model_path = f"{endpoint.prefix}{endpoint.page.path}"
     per_minute = config.limits.requests_per_minute
     rules = GateRules(
@@ -86,6 +88,9 @@ def _application(endpoint: Endpoint, service: Service, replica: str, *, is_open:
     add_handlers(app)
     prefix = endpoint.prefix
     app.include_router(endpoint.router(service), prefix=prefix)
+    common = endpoint.common_router(service)
+    if common is not None:
+        app.include_router(common)
 
     def health() -> dict[str, Any]:
         """Without paths: anybody may ask."""

@@ -79,6 +79,10 @@ class Endpoint(Protocol):
         """The routes of the API, without the prefix."""
         ...
 
+    def common_router(self, service: Service) -> APIRouter | None:
+        """Routes of an API that others have made, at paths of their own; None: none."""
+        ...
+
 
 @dataclass(frozen=True)
 class Answer(Generic[Result]):

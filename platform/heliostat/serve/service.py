@@ -130,6 +130,25 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
 
     @property
+    def thread(self) -> ThreadPoolExecutor:
+        """The one thread that models compute in."""
+        return self._thread
+
+    async def compute(self, work: Callable[[], Any]) -> Any:
+        """Run something in the thread that models compute in, between their batches and steps."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    @property
+    def versions(self) -> list[Version]:
+        """Those of the lineup, in order."""
+        loaded = self._require()
+        return [loaded.versions[share.bundle] for share in loaded.lineup.versions]
+
+    def version_for(self, sticky_key: str | None = None) -> Version:
+        """The version that a key belongs to; None: any, by the shares of the lineup."""
+        return self._require().chosen(sticky_key or uuid.uuid4().hex)
+
+    @property
     def newest(self) -> Version:
         """The last version of the lineup."""
         loaded = self._require()

@@ -69,6 +69,16 @@ class EngineCore:
         return bool(self.scheduler.waiting or self.scheduler.running)
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._model.vocab_size
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What a token takes of the cache."""
+        return self._model.bytes_per_token
+
+    @property
     def longest(self) -> int:
         """Tokens, prompt and completion together, that a request may have."""
         return min(self._model.context, self.scheduler.capacity)

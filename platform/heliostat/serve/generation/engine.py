@@ -124,6 +124,21 @@ class Engine:
         return self._core.scheduler.pool.held
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for it."""
+        return not (self._incoming or self._running or self._core.has_work)
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._core.vocab_size
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What a token takes of the cache."""
+        return self._core.bytes_per_token
+
+    @property
     def longest(self) -> int:
         """Tokens, prompt and completion together, that a request may have."""
         return self._core.longest

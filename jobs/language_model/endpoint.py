@@ -1,0 +1,93 @@
+"""The endpoint: a language model with routes of its own and those of OpenAI's clients.
+
+POST /language_model/v1/completions, /score      GET /language_model/v1/models
+POST /v1/completions, /v1/chat/completions       GET /v1/models
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+
+import torch
+from fastapi import APIRouter
+
+from heliostat.runs.bundle import Bundle
+from heliostat.serve.contract import Example, Page
+from heliostat.serve.generation.config import GenerationConfig
+from heliostat.serve.generation.native_routes import native_router
+from heliostat.serve.generation.openai_routes import openai_router
+from heliostat.serve.generation.served import NamedModel, ServedLanguageModel
+from heliostat.serve.service import Service
+from jobs.language_model.bundle import open_language_model
+from jobs.language_model.config import ComputeConfig, Config
+from models.paged_lm import PagedLM
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+VIEW = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+EXAMPLES = (
+    Example(
+        "Continue a text",
+        {"prompt": "The capital of France is", "max_tokens": 40, "temperature": 0.0},
+    ),
+    Example(
+        "Several ways on, most probable tokens told",
+        {"prompt": "Once upon a time", "max_tokens": 60, "temperature": 0.8, "logprobs": 3},
+    ),
+)
+
+
+def endpoint(config: Config) -> LanguageModelEndpoint:
+    """The job's side of the endpoint."""
+    return LanguageModelEndpoint(config.compute, config.generation)
+
+
+class LanguageModelEndpoint:
+    """A language model over HTTP."""
+
+    title = "Language model"
+    prefix = "/language_model/v1"
+    page = Page(path="/completions", examples=EXAMPLES, view=VIEW)
+
+    def __init__(self, compute: ComputeConfig, generation: GenerationConfig) -> None:
+        self._compute, self._generation = compute, generation
+
+    def open(self, bundle: Bundle) -> ServedLanguageModel:
+        """Load a version."""
+        opened = open_language_model(bundle)
+        dtype = DTYPES[self._compute.precision]
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = opened.model.to(device=device, dtype=dtype)
+        context = opened.decoder.max_positions
+        if self._compute.context is not None:
+            context = min(context, self._compute.context)
+
+        def build(variant: Hashable) -> PagedLM:
+            if variant is not None:
+                raise ValueError("this model is run in one way only")
+            return PagedLM(
+                model,
+                vocab_size=opened.decoder.vocab_size,
+                context=context,
+                pages=self._generation.pages(PagedLM.page_tokens),
+                sequences=self._generation.sequences,
+                dtype=dtype,
+                device=device,
+            )
+
+        about = {
+            "layers": opened.decoder.layers,
+            "context": context,
+            "precision": self._compute.precision,
+        }
+        return ServedLanguageModel(
+            NamedModel(opened.name, opened.codec, build, about), self._generation
+        )
+
+    def router(self, service: Service) -> APIRouter:
+        """The routes of its own."""
+        return native_router(service)
+
+    def common_router(self, service: Service) -> APIRouter:
+        """The routes of OpenAI's clients."""
+        return openai_router(service)
