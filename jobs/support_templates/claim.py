@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
 from heliostat.train.config import FitConfig
 from heliostat.train.fit import FitResult
+from heliostat.train.parallel import in_parallel
 from jobs.support_templates.arms import classical_arms, recent_template_ids
 from jobs.support_templates.claim_criteria import criteria
 from jobs.support_templates.claim_report import write_claim_report
@@ -94,13 +94,14 @@ def claim(config: Config, run: Run) -> RunSummary:
     if config.model.source == RANDOM_WEIGHTS:
         general_documents(config, run)
     prepared = [with_seed(config, seed) for seed in config.claim.seeds]
-    with ThreadPoolExecutor(config.claim.parallel, thread_name_prefix="claim") as pool:
-        *seeds, small = pool.map(
-            lambda entry: _pretrain(run, *entry),
-            [*((one, f"s{one.seed}-") for one in prepared), (_smaller(prepared[0]), "small-")],
-        )
-        measured = _measure_all(run, seeds, pool)
-        points = _scaling_points(run, (seeds[0], small), pool)
+    at_a_time = config.claim.parallel
+    *seeds, small = in_parallel(
+        lambda entry: _pretrain(run, *entry),
+        [*((one, f"s{one.seed}-") for one in prepared), (_smaller(prepared[0]), "small-")],
+        at_a_time=at_a_time,
+    )
+    measured = _measure_all(run, seeds, at_a_time)
+    points = _scaling_points(run, (seeds[0], small), at_a_time)
     figures = [figure for group in measured for figure in group]
     for seed in seeds:
         recalls = redaction_figures(seed.config, run, seed.conversations)
@@ -152,9 +153,7 @@ def arms(config: Config) -> list[Arm]:
     return [*plain, Arm("last message only", largest, "long", True, last_message_only=True)]
 
 
-def _measure_all(
-    run: Run, seeds: Sequence[Seed], pool: ThreadPoolExecutor
-) -> list[list[Measurement]]:
+def _measure_all(run: Run, seeds: Sequence[Seed], at_a_time: int) -> list[list[Measurement]]:
     labelled = {
         (seed.seed, budget, last_only): _labelled(run, seed, budget, last_only)
         for seed in seeds
@@ -173,7 +172,7 @@ def _measure_all(
         done = fine_tune(name, seed.config, run, stage, seed.base, samples, weights, frozenset())
         return Measurement(arm.name, seed.seed, _figures(done.evaluation))
 
-    decoders = list(pool.map(measure, work))
+    decoders = in_parallel(measure, work, at_a_time=at_a_time)
     classical = [_classical(run, seed, labelled) for seed in seeds]
     return [decoders, *classical]
 
@@ -193,9 +192,7 @@ def _classical(
     return measured
 
 
-def _scaling_points(
-    run: Run, sizes: tuple[Seed, Seed], pool: ThreadPoolExecutor
-) -> list[ScalingPoint]:
+def _scaling_points(run: Run, sizes: tuple[Seed, Seed], at_a_time: int) -> list[ScalingPoint]:
     """Fine-tune from checkpoints along the adaptation of two sizes."""
     seed = sizes[0]
     budget = seed.config.claim.label_budgets[-1]
@@ -229,7 +226,7 @@ def _scaling_points(
             top5=overall.top5,
         )
 
-    return list(pool.map(point, work))
+    return in_parallel(point, work, at_a_time=at_a_time)
 
 
 def _spread_rows(adapted: FitResult) -> list[dict[str, float]]:

@@ -25,7 +25,7 @@ from typing import Literal
 from heliostat.errors import ConfigError, DataError
 from jobs.support_templates.data.rows import Case, Message
 from jobs.support_templates.split import Side
-from jobs.support_templates.transcript import MESSAGE_SEPARATOR, Encode, tagged
+from jobs.support_templates.transcript import MESSAGE_SEPARATOR, ROLE_TAGS, Encode, tagged
 
 Separator = Literal["newline", "end-of-text"]
 
@@ -43,16 +43,25 @@ class ContextConfig:
     """Write each message as `<ROLE>: text`; the paper found no gain and it costs room."""
     separator: Separator = "newline"
     """What stands between two messages: `newline` or `end-of-text`."""
-    trailing_separator: bool = False
-    """End with the separator as well. The classifier then reads its answer where stage 1 learned to
-    begin the next message; the paper does not show what ends its contexts."""
+    reply_cue: bool = False
+    """End with the separator and the advocate's tag. The classifier then reads its answer where
+    stage 1 learned to write the reply; the paper does not show what ends its contexts."""
     last_message_only: bool = False
     """Ablation: the context is the newest message alone."""
 
     def __post_init__(self) -> None:
-        least = 2 if self.trailing_separator else 1
-        if self.max_tokens < least:
-            raise ConfigError(f"max_tokens is {self.max_tokens}: expected at least {least}")
+        if self.max_tokens < 1:
+            raise ConfigError(f"max_tokens is {self.max_tokens}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The tokens of a context that belong to no message."""
+
+    separator: tuple[int, ...]
+    """Between two messages."""
+    ending: tuple[int, ...] = ()
+    """After the newest message."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +129,7 @@ def window(messages: Sequence[Sequence[int]], separator: Sequence[int], max_toke
     )
 
 
-def context(
-    before: Sequence[Sequence[int]], separator: Sequence[int], config: ContextConfig
-) -> Window | None:
+def context(before: Sequence[Sequence[int]], marks: Marks, config: ContextConfig) -> Window | None:
     """What the model reads, from the tokens of every earlier message; None if all are blank.
 
     Training and serving both come through here. Blank messages count for nothing: kept, one could
@@ -131,10 +138,9 @@ def context(
     spoken = [message for message in before if message]
     if not spoken:
         return None
-    end = tuple(separator) if config.trailing_separator else ()
     read = spoken[-1:] if config.last_message_only else spoken
-    cut = window(read, separator, config.max_tokens - len(end))
-    return replace(cut, tokens=cut.tokens + end)
+    cut = window(read, marks.separator, config.max_tokens - len(marks.ending))
+    return replace(cut, tokens=cut.tokens + marks.ending)
 
 
 def context_texts(before: Sequence[Message], config: ContextConfig) -> list[str]:
@@ -151,11 +157,17 @@ def context_text(before: Sequence[Message], *, last_message_only: bool) -> str:
     return MESSAGE_SEPARATOR.join(spoken[-1:] if last_message_only else spoken)
 
 
-def separator_tokens(config: ContextConfig, encode: Encode, end_of_text: int) -> list[int]:
-    """The tokens that stand between two messages."""
-    if config.separator == "end-of-text":
-        return [end_of_text]
-    return encode([MESSAGE_SEPARATOR])[0]
+def context_marks(config: ContextConfig, encode: Encode, end_of_text: int) -> Marks:
+    """The tokens between messages and after them; a ConfigError if they leave no room for any."""
+    newline, cue = map(tuple, encode([MESSAGE_SEPARATOR, f"{ROLE_TAGS['advocate']}:"]))
+    separator = (end_of_text,) if config.separator == "end-of-text" else newline
+    marks = Marks(separator, separator + cue if config.reply_cue else ())
+    if config.max_tokens <= len(marks.ending):
+        raise ConfigError(
+            f"max_tokens is {config.max_tokens} and reply_cue is true, whose tag takes "
+            f"{len(marks.ending)} tokens: expected max_tokens of at least {len(marks.ending) + 1}"
+        )
+    return marks
 
 
 def samples_of(
@@ -164,7 +176,7 @@ def samples_of(
     side: Side,
     redactor_version: str,
     encode: Encode,
-    separator: Sequence[int],
+    marks: Marks,
     config: ContextConfig,
     skipped: Counter[str],
 ) -> Iterator[Sample]:
@@ -185,7 +197,7 @@ def samples_of(
         if position == 0:
             skipped[NO_MESSAGE_BEFORE] += 1
             continue
-        cut = context(tokens[:position], separator, config)
+        cut = context(tokens[:position], marks, config)
         if cut is None:
             skipped[BLANK_CONTEXT] += 1
             continue

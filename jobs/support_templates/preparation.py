@@ -35,7 +35,7 @@ from jobs.support_templates import (
     transcript,
     transcript_tokens,
 )
-from jobs.support_templates.contexts import ContextConfig, samples_of, separator_tokens
+from jobs.support_templates.contexts import ContextConfig, context_marks, samples_of
 from jobs.support_templates.data import chunks as case_chunks
 from jobs.support_templates.data.chunks import CaseChunk, read_chunk
 from jobs.support_templates.data.rows import Case, Message
@@ -171,7 +171,7 @@ class BuildSamples:
     context: ContextConfig
 
     def __call__(self, rows: range) -> Iterator[Outcome]:
-        separator = separator_tokens(self.context, self.codec.encode, self.codec.end_of_text)
+        marks = context_marks(self.context, self.codec.encode, self.codec.end_of_text)
         known: dict[str, list[int]] = {}
 
         def encode(texts: Sequence[str]) -> list[list[int]]:
@@ -189,7 +189,7 @@ class BuildSamples:
                     side=self.side,  # type: ignore[arg-type]
                     redactor_version=version,
                     encode=encode,
-                    separator=separator,
+                    marks=marks,
                     config=self.context,
                     skipped=skipped,
                 )

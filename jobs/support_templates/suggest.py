@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from heliostat.errors import BundleError
 from heliostat.runs.bundle import Bundle
 from jobs.support_templates.bundle import TemplateClassifier, open_classifier
-from jobs.support_templates.contexts import Window, context, context_texts, separator_tokens
+from jobs.support_templates.contexts import Window, context, context_marks, context_texts
 from jobs.support_templates.data.rows import Message, Template
 from jobs.support_templates.redaction.redactor import Redactor, build_redactor
 from jobs.support_templates.split import is_held_out
@@ -73,7 +73,7 @@ class SuggestionModel:
         self._templates_now = templates
         self._active_until = 0.0
         self._active_mask = self.classifier.label_map.active_mask(())
-        self._separator = separator_tokens(
+        self._marks = context_marks(
             self.classifier.context,
             self.classifier.codec.encode,
             self.classifier.codec.end_of_text,
@@ -139,7 +139,7 @@ class SuggestionModel:
             redactions.update(redaction.counts)
             clean.append(replace(message, text=redaction.text))
         tokens = self.classifier.codec.encode(context_texts(clean, self.classifier.context))
-        window = context(tokens, self._separator, self.classifier.context)
+        window = context(tokens, self._marks, self.classifier.context)
         return None if window is None else Conversation(window, dict(redactions))
 
     def rank(self, logits: NDArray[np.float32], leave_out: Collection[str] = ()) -> Ranking:

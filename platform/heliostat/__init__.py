@@ -48,6 +48,7 @@ _HOME = {
     "UserError": "heliostat.errors",
     "ZeroConfig": "heliostat.train.config",
     "fit": "heliostat.train.fit",
+    "in_parallel": "heliostat.train.parallel",
     "load_bundle": "heliostat.runs.bundle",
     "load_config": "heliostat.config.load",
     "prepare": "heliostat.data.prepare",
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
         ZeroConfig,
     )
     from heliostat.train.fit import FitResult, fit
+    from heliostat.train.parallel import in_parallel
     from heliostat.train.task import Batch, LossTerm, Tally, Task
 
     __version__: str
@@ -131,6 +133,7 @@ __all__ = [
     "ZeroConfig",
     "__version__",
     "fit",
+    "in_parallel",
     "load_bundle",
     "load_config",
     "prepare",

@@ -87,8 +87,8 @@ def fit(
     Raises:
         ConfigError: the request cannot work; nothing was started.
         InfeasibleError: the cluster can never place the workers.
-        Interrupted: stopped on request; checkpointed. Who calls this from other threads than the
-            main one holds `heliostat.train.interrupt.StopRequests` open in the main one.
+        Interrupted: stopped on request; checkpointed. From other threads than the main one, call
+            it through `in_parallel`, or no request to stop arrives.
         TrainingFailed: it broke; what was checkpointed is safe.
     """
     stage = name or task.name

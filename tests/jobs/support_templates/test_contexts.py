@@ -17,11 +17,12 @@ from jobs.support_templates.contexts import (
     BLANK_CONTEXT,
     NO_MESSAGE_BEFORE,
     ContextConfig,
+    Marks,
     Sample,
     context,
+    context_marks,
     context_text,
     samples_of,
-    separator_tokens,
     window,
 )
 from jobs.support_templates.data.rows import Case, Message, Role
@@ -58,7 +59,7 @@ def built(
         side="train",
         redactor_version=version,
         encode=encode,
-        separator=separator_tokens(config, encode, end_of_text=0),
+        marks=context_marks(config, encode, end_of_text=0),
         config=config,
         skipped=skipped,
     )
@@ -179,10 +180,10 @@ def test_samples_without_a_context_are_counted_by_reason() -> None:
 
 def test_a_blank_newest_message_does_not_hide_the_real_ones() -> None:
     config = ContextConfig(max_tokens=4)
-    cut = context([[1, 2, 3, 4, 5, 6], []], [0], config)
+    cut = context([[1, 2, 3, 4, 5, 6], []], Marks((0,)), config)
     assert cut is not None
     assert list(cut.tokens) == [3, 4, 5, 6]
-    assert context([[], []], [0], config) is None
+    assert context([[], []], Marks((0,)), config) is None
 
 
 def test_options_change_tags_separator_and_reach() -> None:
@@ -280,20 +281,28 @@ def test_tables_of_no_or_several_redactors_are_refused() -> None:
         check_redacted(one.drop_columns("redactor_version"))
 
 
-def test_a_trailing_separator_takes_its_room_from_the_budget() -> None:
+def test_the_reply_cue_takes_its_room_from_the_budget() -> None:
     messages = numbered([10, 200, 150, 100, 120, 60])
-    config = ContextConfig(max_tokens=434, trailing_separator=True)
-    found = context(messages, [0], config)
+    config = ContextConfig(max_tokens=436, reply_cue=True)
+    marks = Marks(separator=(0,), ending=(0, 7, 8))
+    found = context(messages, marks, config)
     assert found is not None
     assert found == replace(
-        window(messages, [0], 433), tokens=(*window(messages, [0], 433).tokens, 0)
+        window(messages, [0], 433), tokens=(*window(messages, [0], 433).tokens, 0, 7, 8)
     )
-    assert len(found.tokens) == 434
-    tight = context(messages, [0], replace(config, max_tokens=433))
+    assert len(found.tokens) == 436
+    tight = context(messages, marks, replace(config, max_tokens=435))
     assert tight is not None
     assert tight.messages_used == 3
-    cut_inside = context(messages, [0], replace(config, max_tokens=59))
+    cut_inside = context(messages, marks, replace(config, max_tokens=61))
     assert cut_inside is not None
-    assert cut_inside.tokens == (*messages[-1][-58:], 0)
-    with pytest.raises(ConfigError, match="expected at least 2"):
-        ContextConfig(max_tokens=1, trailing_separator=True)
+    assert cut_inside.tokens == (*messages[-1][-58:], 0, 7, 8)
+
+
+def test_the_reply_cue_ends_a_context_where_stage_1_begins_a_reply() -> None:
+    case = case_of(("customer", "my card", None), ("advocate", "hello", "t"))
+    config = ContextConfig(max_tokens=512, reply_cue=True)
+    [sample], _ = built(case, config)
+    assert list(sample.tokens) == encode(["my card\n<ADVOCATE>:"])[0]
+    with pytest.raises(ConfigError, match="max_tokens of at least"):
+        context_marks(replace(config, max_tokens=3), encode, end_of_text=0)
