@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
 from heliostat.checkpoint.manifest import tag_of
+from heliostat.cluster.ray_cluster import owns_cluster
 from heliostat.config.resources import ResourcesConfig
 from heliostat.data.reader import batch_plan
 from heliostat.runs.run import Run
+from heliostat.runs.series import read_series
 from heliostat.storage import Location
 from heliostat.train.config import FitConfig, total_steps
 from heliostat.train.history import read_history
@@ -137,6 +140,7 @@ def _train(
         digest=digest,
         steps=steps,
         gpus_per_worker=resources.gpus_per_worker,
+        may_lose_nodes=not owns_cluster(),
         monitor=start_monitor(),
     )
     plan = batch_plan(config.batch, config.micro_batch, resources.workers.high)
@@ -145,8 +149,27 @@ def _train(
         stage, steps, config.batch, resources.workers.high, plan.micro_batch, plan.accumulation,
     )  # fmt: skip
     outcome = Watch(spec, run, resources, stage).until_it_ends()
+    if run.attempt > 1:
+        _log_what_was_missed(run, stage, read_history(folder / "metrics"))
     return {
         "outcome": asdict(outcome),
         "seconds": time.monotonic() - began,
         "samples_left_out": left_out,
     }
+
+
+def _log_what_was_missed(run: Run, stage: str, rows: Sequence[Mapping[str, float]]) -> None:
+    """Log the steps that a driver did not hear of before it died; the workers kept them.
+
+    A series is in the order of its steps, so from the first gap on everything is logged again.
+    """
+    logged = read_series(run.folder).get(stage, {})
+    known = {name: set(series.steps) for name, series in logged.items()}
+    gaps = [
+        place
+        for place, row in enumerate(rows)
+        if any(row["step"] not in known.get(name, ()) for name in row if name != "step")
+    ]
+    for row in rows[gaps[0] :] if gaps else ():
+        values = {name: value for name, value in row.items() if name != "step"}
+        run.log(values, step=int(row["step"]), stage=stage)

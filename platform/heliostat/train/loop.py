@@ -133,7 +133,7 @@ class Loop:
         return patience is not None and self.state.evaluations_since_best >= patience
 
     def _wants_preemption_check(self) -> bool:
-        if self.ranks.rank != 0:
+        if self.ranks.rank != 0 or not self.spec.may_lose_nodes:
             return False
         now = time.monotonic()
         if now - self._preemption_checked_at < PREEMPTION_CHECK_S:

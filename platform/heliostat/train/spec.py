@@ -25,6 +25,8 @@ class FitSpec:
     steps: int
     """Optimiser steps in all."""
     gpus_per_worker: float
+    may_lose_nodes: bool
+    """Whether nodes can be taken away meanwhile; not on a cluster that the driver started."""
     monitor: Any
     """The handle of the monitor actor."""
 

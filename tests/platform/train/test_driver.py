@@ -21,6 +21,7 @@ from trainings import EVAL_ROWS, STEPS, TRAIN_ROWS, Trainings, losses, saved_ste
 
 from heliostat.cluster.ray_cluster import extensions_folder
 from heliostat.errors import EXIT_INTERRUPTED
+from heliostat.runs.series import read_series
 from heliostat.storage import Location
 from heliostat.train.history import read_history
 from tiny_task import write_rows
@@ -166,3 +167,10 @@ def test_after_all_this_losses_and_history_are_those_of_one_undisturbed_training
     assert [row["loss"] for row in rows if "loss" in row] == losses(reference)
     assert steps_of(reference) == list(range(1, STEPS + 1))
     assert [row["step"] for row in rows if "eval/loss" in row] == [10, 20]
+
+
+def test_the_metric_log_of_the_run_misses_no_step_either(story: Story) -> None:
+    [logged] = read_series(story.folder.parent.parent).values()
+    assert logged["loss"].steps == list(range(1, STEPS + 1))
+    rows = read_history(story.folder / "metrics")
+    assert logged["loss"].values == [row["loss"] for row in rows if "loss" in row]
