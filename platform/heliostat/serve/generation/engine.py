@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 
 from heliostat.serve.errors import ApiError
@@ -142,6 +142,18 @@ class Engine:
     def longest(self) -> int:
         """Tokens, prompt and completion together, that a request may have."""
         return self._core.longest
+
+    def status(self) -> dict[str, int | float]:
+        """How busy it is, and what it has done; JSON."""
+        scheduler = self._core.scheduler
+        return {
+            "waiting": self.waiting,
+            "running": self.running,
+            "pages": scheduler.pool.pages,
+            "pages_held": scheduler.pool.held,
+            "preemptions": scheduler.preemptions,
+            **asdict(self.statistics),
+        }
 
     def submit(self, request: Request) -> Generation:
         """Let a request wait for its turn.

@@ -95,7 +95,7 @@ def native_router(service: Service) -> APIRouter:
 
     @router.get("/models", tags=["generation"])
     async def models() -> dict[str, Any]:
-        """The versions that answer."""
+        """The versions that answer, and how busy their engines are."""
         return {"models": [describe(language, one) for one in language.models]}
 
     return router
@@ -111,6 +111,7 @@ def describe(language: LanguageService, chosen: Chosen) -> dict[str, Any]:
         "vocab_size": engine.vocab_size,
         "bytes_per_token": engine.bytes_per_token,
         "has_chat": chosen.model.codec.has_chat,
+        "engine": engine.status(),
     }
 
 

@@ -105,6 +105,8 @@ def test_models_say_what_can_be_asked_for(served: Serving) -> None:
     answer = requests.get(f"{served.url}{PREFIX}/models", timeout=30).json()
     (model,) = answer["models"]
     assert (model["name"], model["vocab_size"], model["has_chat"]) == (NAME, 320, True)
+    assert model["engine"]["pages"] == -(-1000 // 16)
+    assert model["engine"]["waiting"] == model["engine"]["pages_held"] == 0
     assert model["longest"] == model["context"] == 600
     health = requests.get(f"{served.url}{PREFIX}/healthz", timeout=30).json()
     assert health["status"] == "ok"
