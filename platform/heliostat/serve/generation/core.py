@@ -91,6 +91,10 @@ class EngineCore:
         self.scheduler.add(sequence)
         return sequence
 
+    def has(self, sequence: GeneratedSequence) -> bool:
+        """Whether a request is waiting or running."""
+        return sequence in self.scheduler.running or sequence in self.scheduler.waiting
+
     def cancel(self, sequence: GeneratedSequence) -> Event:
         """Forget a request and free its pages; must not be called during a step."""
         self.scheduler.remove(sequence)

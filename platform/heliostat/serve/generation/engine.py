@@ -55,7 +55,7 @@ class Generation:
         self.sequence: GeneratedSequence | None = None
         self._engine = engine
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._is_over = False
+        self._is_over = self._is_leaving = False
 
     async def __aenter__(self) -> Generation:
         """Begin; the request waits already."""
@@ -80,7 +80,8 @@ class Generation:
 
     def cancel(self) -> None:
         """Give up; frees what it has at once, or when the step that is under way ends."""
-        if not self._is_over:
+        if not (self._is_over or self._is_leaving):
+            self._is_leaving = True
             self._engine._cancel(self)
 
     def hear(self, event: Event) -> None:
@@ -107,6 +108,11 @@ class Engine:
         self._is_stepping = False
         self._worker: asyncio.Task[None] | None = None
         self.statistics = EngineStatistics()
+
+    @property
+    def queue(self) -> int:
+        """Requests that may wait."""
+        return self._queue
 
     @property
     def waiting(self) -> int:
@@ -224,8 +230,9 @@ class Engine:
         self._leaving.clear()
 
     def _end_all(self) -> None:
-        for sequence, generation in list(self._running.items()):
-            self._core.cancel(sequence)
+        for sequence, generation in self._running.items():
+            if self._core.has(sequence):
+                self._core.cancel(sequence)
             generation.hear(sequence.finished("error", "something broke here"))
         self._running.clear()
 

@@ -172,7 +172,15 @@ def _sampling(asked: Common, number: int) -> Sampling:
 def _submit(
     language: LanguageService, chosen: Chosen, requests: Sequence[Request]
 ) -> list[Generation]:
-    """All of them, or none."""
+    """All of them, or none.
+
+    Raises:
+        ApiError: 413 when they are more than may ever wait, 429 or 503 when too many wait now.
+    """
+    most = language.engine(chosen).queue
+    if len(requests) > most:
+        message = f"{len(requests)} completions are asked for at once; at most {most} may be"
+        raise ApiError(413, message, field="prompt")
     found: list[Generation] = []
     try:
         for request in requests:

@@ -314,10 +314,17 @@ def test_a_client_that_hangs_up_on_a_whole_answer_frees_its_pages(
 def test_more_than_may_wait_is_refused_with_when_to_come_again(
     client: OpenAI, served: Serving
 ) -> None:
+    asked: dict[str, Any] = {"model": NAME, "prompt": ["fox"] * 12, "max_tokens": 200}
+    first = client.completions.create(**asked, stream=True)
+    next(iter(first))
     with pytest.raises(openai.RateLimitError) as caught:
-        client.completions.create(model=NAME, prompt=["fox"] * 30, max_tokens=50)
+        client.completions.create(**asked)
     assert caught.value.code == "queue_full"
     assert int(caught.value.response.headers["retry-after"]) >= 1
+    first.close()
+    with pytest.raises(openai.APIStatusError, match="13 completions") as never:
+        client.completions.create(**(asked | {"prompt": ["fox"] * 13}))
+    assert never.value.status_code == 413
     wait_until(lambda: engine_of(served).is_idle)
 
 
