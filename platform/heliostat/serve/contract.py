@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -41,6 +41,16 @@ class Model(Protocol[Item, Result]):
 
     def agreement(self, served: Result, shadow: Result) -> float:
         """How far two versions agree on an item, 0 to 1, for the report on shadow traffic."""
+        ...
+
+
+@runtime_checkable
+class Queueing(Protocol):
+    """A model that keeps a queue of its own beside the batches, such as a language model's."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests in it."""
         ...
 
 

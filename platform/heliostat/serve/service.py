@@ -19,7 +19,7 @@ from typing import Any
 from heliostat.errors import HeliostatError
 from heliostat.runs.bundle import Bundle, load_bundle
 from heliostat.serve.batcher import Batcher, BatchLimits
-from heliostat.serve.contract import Answer, Endpoint, Model
+from heliostat.serve.contract import Answer, Endpoint, Model, Queueing
 from heliostat.serve.errors import ApiError
 from heliostat.serve.lineup import Lineup
 from heliostat.serve.shadow import ShadowReport
@@ -207,7 +207,9 @@ class Service:
     @property
     def waiting(self) -> int:
         """Requests that wait for the model."""
-        return sum(version.batcher.waiting for version in self._require().versions.values())
+        versions = self._require().versions.values()
+        queues = [one.model.waiting for one in versions if isinstance(one.model, Queueing)]
+        return sum(queues) + sum(one.batcher.waiting for one in versions)
 
     def _require(self) -> _Loaded:
         if self._loaded is None:

@@ -80,6 +80,11 @@ class ServedLanguageModel:
         """Those that exist."""
         return self._engines
 
+    @property
+    def waiting(self) -> int:
+        """Requests that no engine has admitted yet."""
+        return sum(engine.waiting for engine in self._engines.values())
+
     def cost(self, item: Request) -> int:
         """What a request of the self test adds."""
         return len(item.prompt) + item.max_tokens

@@ -317,6 +317,7 @@ def test_more_than_may_wait_is_refused_with_when_to_come_again(
     asked: dict[str, Any] = {"model": NAME, "prompt": ["fox"] * 12, "max_tokens": 200}
     first = client.completions.create(**asked, stream=True)
     next(iter(first))
+    assert served.service.waiting > 0
     with pytest.raises(openai.RateLimitError) as caught:
         client.completions.create(**asked)
     assert caught.value.code == "queue_full"
