@@ -41,6 +41,7 @@ from models.partial_attention import (
     partial_attention,
     softmax_over,
 )
+from models.short_attention import LONGEST, short_causal_attention
 
 WORKSPACE = 2**25
 """Numbers that a path may hold for expanded keys and values, or for scores: 128 MiB in float32."""
@@ -108,9 +109,12 @@ def causal_expanded(
     """Attention of tokens to themselves and those before them: [B, T, H, V]. No context before.
 
     Values are padded to the width of the keys (or the other way round), because only equal widths
-    get a fused kernel; otherwise the scores of all pairs are held.
+    get a fused kernel; otherwise the scores of all pairs are held. Which is right for short rows.
     """
     value_width = v_BTHV.shape[-1]
+    is_short = q_BTHD.shape[1] <= LONGEST and q_BTHD.device.type == "cpu"
+    if mask is None and is_short and value_width != q_BTHD.shape[-1]:
+        return short_causal_attention(q_BTHD, k_BTHD, v_BTHV, scale)
     width = max(q_BTHD.shape[-1], value_width)
     out_BHTD = F.scaled_dot_product_attention(
         pad_to_width(q_BTHD, width).transpose(1, 2),
