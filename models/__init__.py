@@ -5,7 +5,8 @@
 - `decoder`: `Decoder` and `DecoderLM`; built from `attention`, `latent_attention` (with its two
   paths, `latent_paths`), `attention_mask`, `rotary`, `feed_forward`, `mixture` and `initialise`.
 - `mixture`: experts in place of a feed-forward layer; built from `routing`, `experts`, `balance`
-  and `dropping`. `partial_attention`: attention in parts that are merged.
+  and `dropping`, shared out by `expert_parallel`. `partial_attention`: attention in parts that are
+  merged; `short_attention`: over short rows on a CPU.
 - `cache`: what attention keeps when it generates; `contiguous_cache` and `paged_cache` store it,
   `ragged` is the geometry of a step of several sequences.
 - `classifier`: a decoder with a linear head; `encoder`: the BERT baseline of both kinds.

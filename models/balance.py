@@ -36,6 +36,8 @@ class RoutingStatistics(NamedTuple):
     """[B, N]: P_i of each sequence, with gradient."""
     sent: torch.Tensor
     """[B, G]: tokens of each sequence that go to each group; no gradient."""
+    most_groups: torch.Tensor
+    """[B]: groups that any one token of a sequence goes to at most."""
     tokens: int
     """T."""
     dropped: torch.Tensor
@@ -71,6 +73,7 @@ def statistics(
         load=load_BN,
         affinity=affinities_BTN.mean(1),
         sent=torch.unflatten(is_sent_XG, 0, (sequences, -1)).sum(1),
+        most_groups=torch.unflatten(is_sent_XG.sum(1), 0, (sequences, -1)).amax(1),
         tokens=affinities_BTN.shape[1],
         dropped=dropped,
     )

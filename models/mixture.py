@@ -6,21 +6,39 @@
 and `models.dropping` cuts it where a capacity is set, in training only. The N_s shared experts are
 one layer of width N_s f, which is the same as their sum.
 
+The experts may be shared out over processes (`share_out`, `models.expert_parallel`).
+
 Shapes: B sequences, T tokens, X = B T rows, K experts of a row, d width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from models.balance import RoutingStatistics, statistics
 from models.decoder_config import DecoderConfig
 from models.dropping import is_exempt, kept
+from models.expert_parallel import ExpertGroup, gathered, shared_experts
 from models.experts import Experts, dispatch
 from models.feed_forward import SwiGLUFeedForward
 from models.initialise import linear
 from models.routing import Routing, route
+
+
+class SharedTensor(NamedTuple):
+    """A slice of a tensor whose first axis is shared out over processes."""
+
+    tensor: torch.Tensor
+    """What is computed with; a leaf that gradients arrive at."""
+    exact: torch.Tensor
+    """The same in float32."""
+    start: int
+    """The global index of its first row."""
 
 
 class MixtureOfExperts(nn.Module):
@@ -33,10 +51,14 @@ class MixtureOfExperts(nn.Module):
         experts = config.experts
         assert experts is not None
         self.config = experts
+        self.group: ExpertGroup | None = None
+        """The processes that the experts are shared out over; None: all are here."""
         self.router = linear(config.width, experts.routed, bias=False)
         # A float32 buffer: no gradient, no decay, and bfloat16 cannot hold steps of 0.001 near 1.
         bias = torch.zeros(experts.routed) if experts.has_bias else None
         self.register_buffer("selection_bias", bias)
+        self.idle_steps_N = torch.zeros(experts.routed)
+        """Training steps since each expert had a token; whoever watches the balance counts them."""
         self.experts = Experts(experts.routed, config.width, experts.width)
         if experts.shared:
             self.shared = SwiGLUFeedForward(config, width=experts.shared * experts.width)
@@ -59,7 +81,8 @@ class MixtureOfExperts(nn.Module):
         x_Xd = x_BTd.flatten(0, -2)
         routing = self.route(x_Xd)
         is_kept_XK = None
-        if self.training and self.config.capacity_factor is not None:
+        # On the meta device there are no affinities to compare, for estimates: nothing is dropped.
+        if self.training and self.config.capacity_factor is not None and not x_Xd.is_meta:
             is_kept_XK = self._kept(routing, x_BTd.shape[1], sequence_ids_B)
         out_Xd = self._combine(x_Xd, routing, is_kept_XK)
         seen = statistics(routing, is_kept_XK, sequences=len(x_BTd), config=self.config)
@@ -72,8 +95,13 @@ class MixtureOfExperts(nn.Module):
     def _combine(
         self, x_Xd: torch.Tensor, routing: Routing, is_kept_XK: torch.Tensor | None
     ) -> torch.Tensor:
-        plan = dispatch(routing.experts, self.config.routed, is_kept_XK)
-        out_Xd: torch.Tensor = self.experts(x_Xd, routing.gates, plan)
+        if self.group is None:
+            plan = dispatch(routing.experts, self.config.routed, is_kept_XK)
+            out_Xd: torch.Tensor = self.experts(x_Xd, routing.gates, plan)
+        else:
+            out_Xd = shared_experts(
+                x_Xd, routing.experts, routing.gates, is_kept_XK, self.experts, self.group
+            )
         return out_Xd + self.shared(x_Xd) if self.config.shared else out_Xd
 
     def _kept(
@@ -86,4 +114,47 @@ class MixtureOfExperts(nn.Module):
             exempt_B = is_exempt(sequence_ids_B, self.config.exempt_share)
             exempt_X = exempt_B.repeat_interleave(tokens)
         affinities_XK = routing.affinities.detach().gather(1, routing.experts)
-        return kept(routing.experts, affinities_XK, exempt_X, self.config)
+        if self.group is None:
+            return kept(routing.experts, affinities_XK, exempt_X, self.config)
+        # Decided over the tokens of all processes, before any row is sent.
+        everywhere = kept(
+            gathered(routing.experts, self.group),
+            gathered(affinities_XK, self.group),
+            gathered(exempt_X, self.group),
+            self.config,
+        )
+        return everywhere[self.group.index * rows : (self.group.index + 1) * rows]
+
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """The weights that `share_out` divides."""
+        return self.experts.parameters()
+
+    def share_out(
+        self, processes: ProcessGroup, index: int, size: int, dtype: torch.dtype
+    ) -> dict[str, SharedTensor]:
+        """Keep only this process's experts, as tensors that are parameters of no module.
+
+        What a wrapper does to parameters (broadcast, average, shard) would be wrong for experts
+        that differ from process to process, so it must not find them. Whoever calls this owns them.
+
+        Args:
+            processes: those that share the experts.
+            index: of this process among them.
+            size: how many they are.
+            dtype: of the tensors that the layer computes with.
+
+        Returns:
+            By name below this module: what the layer computes with, and which experts it is.
+        """
+        self.group = ExpertGroup(processes, index, size)
+        start, stop = self.group.slice_of(self.config.routed)
+        shared = {}
+        for name in ("gate_up", "down"):
+            slice_ = getattr(self.experts, name).detach()[start:stop]
+            mine = slice_.to(dtype, copy=True).requires_grad_()
+            exact = slice_.to(torch.float32, copy=True)
+            delattr(self.experts, name)
+            # Past `nn.Module`, which would refuse a plain tensor here or register a parameter.
+            self.experts.__dict__[name] = mine
+            shared[f"experts.{name}"] = SharedTensor(mine, exact, start)
+        return shared

@@ -28,6 +28,7 @@ _HOME = {
     "Interrupted": "heliostat.errors",
     "Location": "heliostat.storage",
     "LossTerm": "heliostat.train.task",
+    "Observed": "heliostat.train.task",
     "OptimizerConfig": "heliostat.train.config",
     "PackedStream": "heliostat.data.stream",
     "Report": "heliostat.runs.report",
@@ -37,6 +38,8 @@ _HOME = {
     "RunSummary": "heliostat.runs.summary",
     "Sample": "heliostat.data.stream",
     "ScheduleConfig": "heliostat.train.config",
+    "Steered": "heliostat.train.task",
+    "Steering": "heliostat.train.task",
     "StorageError": "heliostat.errors",
     "Stream": "heliostat.data.stream",
     "Table": "heliostat.data.table",
@@ -90,7 +93,15 @@ if TYPE_CHECKING:
     )
     from heliostat.train.fit import FitResult, fit
     from heliostat.train.parallel import in_parallel
-    from heliostat.train.task import Batch, LossTerm, Tally, Task
+    from heliostat.train.task import (
+        Batch,
+        LossTerm,
+        Observed,
+        Steered,
+        Steering,
+        Tally,
+        Task,
+    )
 
     __version__: str
 
@@ -112,6 +123,7 @@ __all__ = [
     "Interrupted",
     "Location",
     "LossTerm",
+    "Observed",
     "OptimizerConfig",
     "PackedStream",
     "Report",
@@ -121,6 +133,8 @@ __all__ = [
     "RunSummary",
     "Sample",
     "ScheduleConfig",
+    "Steered",
+    "Steering",
     "StorageError",
     "Stream",
     "Table",

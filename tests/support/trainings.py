@@ -13,9 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from heliostat.checkpoint.manifest import committed
 from heliostat.config.int_range import IntRange
 from heliostat.config.resources import ResourcesConfig, TrackerConfig
+from heliostat.errors import Interrupted
 from heliostat.runs.run import Run
 from heliostat.storage import Location
 from heliostat.train.config import (
@@ -147,6 +150,23 @@ def signal_when(condition: Callable[[], object], number: int, what: str) -> Call
         os.kill(os.getpid(), number)
 
     return send
+
+
+def stop_at(
+    step: int, train: Trainings, task: TinyTask, config: FitConfig, workers: int, run: str
+) -> int:
+    """Train until a checkpoint of `step` is committed, press Ctrl-C, and tell where it stopped."""
+    folder = train.folder(run, task)
+
+    def is_saved() -> bool:
+        return any(saved >= step for saved in saved_steps(folder))
+
+    with (
+        meanwhile(signal_when(is_saved, signal.SIGINT, f"step {step} to be saved")),
+        pytest.raises(Interrupted, match=r"was stopped at step \d+ of 20, and saved"),
+    ):
+        train(task, config, workers=workers, run=run)
+    return saved_steps(folder)[-1]
 
 
 def trained_ids(notes: Location, starts: Sequence[int], accumulation: int) -> dict[int, set[int]]:

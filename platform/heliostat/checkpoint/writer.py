@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,13 @@ class CheckpointWriter:
         self.last_committed = last_committed
         """Step of the newest checkpoint this rank knows to be committed."""
 
-    def save(self, engine: Any, manifest: Manifest, random_state: dict[str, Any]) -> None:
+    def save(
+        self,
+        engine: Any,
+        manifest: Manifest,
+        random_state: dict[str, Any],
+        own_files: Mapping[str, Any],
+    ) -> None:
         """Note a snapshot and start to copy and write it. Called by all ranks, after `settle`.
 
         Weights and optimiser must not change before `wait_for_copies` has returned.
@@ -92,7 +98,9 @@ class CheckpointWriter:
             engine: the DeepSpeed engine.
             manifest: what to commit, without files.
             random_state: the rank's random states, of tensors and plain containers.
+            own_files: what only this rank keeps, by file name; nobody else may change it.
         """
+        from heliostat.checkpoint.buffers import BUFFERS_NAME, persistent_buffers
         from heliostat.checkpoint.snapshot import snapshot
 
         began = time.perf_counter()
@@ -101,6 +109,9 @@ class CheckpointWriter:
             engine.save_checkpoint("snapshot", tag=manifest.tag, save_latest=False)
         taken = self._snapshots.take()
         taken.files[f"random-{self._place.rank:05d}.pt"] = random_state
+        taken.files.update(own_files)
+        if self._place.rank == 0 and (buffers := persistent_buffers(engine.module)):
+            taken.files[BUFFERS_NAME] = buffers
         self._failure = None
         self._copied.clear()
         self._cancelled.clear()

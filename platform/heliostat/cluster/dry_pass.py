@@ -22,7 +22,8 @@ from torch import nn
 
 from heliostat.cluster.flops import measure_flops
 from heliostat.cluster.meta_attention import with_fused_attention
-from heliostat.train.task import Batch, Task
+from heliostat.train.shared_weights import Shareable
+from heliostat.train.task import Batch, LossTerm, Task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,6 +36,8 @@ class ParameterCount:
     trainable: int
     embedding: int
     """Those of look-up tables, which take no part in matrix products unless tied."""
+    shareable: int = 0
+    """Those that workers can share out: experts."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,12 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         total=sum(parameter.numel() for parameter in parameters.values()),
         trainable=sum(p.numel() for p in parameters.values() if p.requires_grad),
         embedding=sum(table.numel() for table in tables.values()),
+        shareable=sum(
+            parameter.numel()
+            for module in model.modules()
+            if isinstance(module, Shareable)
+            for parameter in module.shared_parameters()
+        ),
     )
 
 
@@ -86,8 +95,9 @@ def dry_pass(task: Task, model: nn.Module, batch: Batch, precision: str) -> DryP
     def forward() -> torch.Tensor:
         # Rows that are picked by a mask are all picked: the most that the batch can cost.
         with meta_nonzero.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
-            terms = task.loss(model, moved)
-        return torch.stack([term.total.float().reshape(()) for term in terms.values()]).sum()
+            found = task.loss(model, moved).values()
+        totals = [one.total.float().reshape(()) for one in found if isinstance(one, LossTerm)]
+        return torch.stack(totals).sum()
 
     with _checkpointing(model, False):
         flops = measure_flops(model, lambda: torch.autograd.backward(with_fused_attention(forward)))

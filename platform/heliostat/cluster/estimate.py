@@ -112,19 +112,26 @@ def _memory(
     limit: float | None,
 ) -> tuple[StageMemory, ...]:
     """Every stage; offloading as configured where the stage allows it."""
-    zero = plan.fit.zero
+    zero, sharing = plan.fit.zero, plan.resources.expert_parallel
+    # Shared weights are divided by the workers of a group, and by ZeRO no further.
+    shared = parameters.shareable if sharing is not None else 0
     rows = []
-    for stage in STAGES:
+    for stage in STAGES if sharing is None else STAGES[:3]:
         state = model_state_bytes(
-            parameters.total,
+            parameters.total - shared,
             stage,
             world_size,
             plan.fit.precision,
-            trainable=parameters.trainable,
+            trainable=parameters.trainable - shared,
             optimizer=plan.fit.optimizer.name,
             offload_optimizer=zero.offload_optimizer and stage > 0,
             offload_parameters=zero.offload_parameters and stage == 3,
         )
+        if sharing is not None:
+            own = model_state_bytes(
+                shared // sharing, 0, 1, plan.fit.precision, optimizer=plan.fit.optimizer.name
+            )
+            state = state.plus(own)
         total = state.device + (activations or 0.0)
         # Too much without activations is too much; enough without them says nothing.
         fits: bool | None = None

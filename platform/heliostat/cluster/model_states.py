@@ -36,6 +36,15 @@ class ModelState:
         """Bytes on the device."""
         return self.weights + self.gradients + self.optimizer
 
+    def plus(self, other: ModelState) -> ModelState:
+        """Both together."""
+        return ModelState(
+            weights=self.weights + other.weights,
+            gradients=self.gradients + other.gradients,
+            optimizer=self.optimizer + other.optimizer,
+            host=self.host + other.host,
+        )
+
 
 def model_state_bytes(
     parameters: int,

@@ -28,6 +28,9 @@ class ResourcesConfig:
     """Host memory reserved for a worker, in GB (1e9 bytes); null: nothing is reserved."""
     accelerator_type: str | None = None
     """Kind of GPU, by Ray's name, such as H100 or A100-80G; null: any."""
+    expert_parallel: int | None = None
+    """Consecutive workers that share one copy of a model's experts; null: experts are weights like
+    any other. Any number may follow another when a run goes on, but null only null."""
     placement: str = field(default="PACK", metadata={"choices": PLACEMENTS})
     """Whether workers are packed on few nodes or spread over many; STRICT_ makes it a must."""
 
@@ -41,6 +44,14 @@ class ResourcesConfig:
                 f"memory_per_worker_gb is {self.memory_per_worker_gb:g}; "
                 "it must be above 0, or null"
             )
+        shared = self.expert_parallel
+        if shared is not None and shared < 1:
+            raise ConfigError(f"expert_parallel is {shared}, but it must be 1 or more, or null")
+        for count in range(self.workers.low, self.workers.high + 1):
+            if shared is not None and count % shared:
+                raise ConfigError(
+                    f"expert_parallel is {shared}, which does not divide workers = {count}"
+                )
         if self.accelerator_type is not None and self.gpus_per_worker == 0:
             raise ConfigError(
                 f"accelerator_type is {self.accelerator_type} while gpus_per_worker is 0: "

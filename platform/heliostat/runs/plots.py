@@ -127,6 +127,48 @@ def plot_bars(arms: Mapping[str, Mapping[str, Sequence[float]]], title: str, y_l
         return style.to_png(figure)
 
 
+@dataclass(frozen=True)
+class HeatMap:
+    """Values over two axes, drawn as colours."""
+
+    x: Sequence[float]
+    """Where the columns are."""
+    values: Sequence[Sequence[float]]
+    """Row by row, the first at the top."""
+
+
+def plot_heat_maps(
+    maps: Mapping[str, HeatMap], title: str, labels: AxisLabels, value_label: str, *, middle: float
+) -> bytes:
+    """One map below the other on a common scale; `middle` is the colour between the two hues."""
+    from matplotlib.colors import TwoSlopeNorm
+
+    highest = max(max(max(row) for row in one.values) for one in maps.values())
+    norm = TwoSlopeNorm(vmin=0.0, vcenter=middle, vmax=max(highest, 1.01 * middle))
+    with style.styled():
+        figure, axes = style.new_figure(1.0 + 1.9 * len(maps), len(maps), 1)
+        image = None
+        for one, (name, heat) in zip(axes, maps.items(), strict=True):
+            rows = len(heat.values)
+            image = one.imshow(
+                np.asarray(heat.values, dtype=float),
+                aspect="auto",
+                cmap="RdBu_r",
+                norm=norm,
+                interpolation="nearest",
+                extent=(float(heat.x[0]), float(heat.x[-1]), rows - 0.5, -0.5),
+            )
+            one.grid(visible=False)
+            one.set_title(name)
+            one.set_ylabel(labels.y)
+            one.xaxis.set_major_formatter(_thousands())
+        axes[len(maps) - 1].set_xlabel(labels.x)
+        assert image is not None
+        figure.colorbar(image, ax=axes, label=value_label, shrink=0.8)
+        style.add_title(figure, title)
+        return style.to_png(figure)
+
+
 def plot_scaling(
     groups: Mapping[str, Curve], title: str, labels: AxisLabels
 ) -> tuple[bytes, LineFit]:

@@ -141,6 +141,7 @@ def _train(
         steps=steps,
         gpus_per_worker=resources.gpus_per_worker,
         may_lose_nodes=not owns_cluster(),
+        expert_parallel=resources.expert_parallel,
         monitor=start_monitor(),
     )
     plan = batch_plan(config.batch, config.micro_batch, resources.workers.high)

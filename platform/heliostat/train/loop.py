@@ -37,6 +37,7 @@ class Loop:
     def __init__(self, spec: FitSpec, ranks: Ranks, begun: Start, attempt: int) -> None:
         self.spec, self.task, self.config, self.ranks = spec, spec.task, spec.config, ranks
         self.engine, self.stream, self.attempt = begun.engine, begun.stream, attempt
+        self.shared = begun.shared
         self.state: TrainState = begun.state
         self.plan = batch_plan(self.config.batch, self.config.micro_batch, ranks.world_size)
         self.reader = StreamReader(
@@ -53,7 +54,7 @@ class Loop:
         for text in begun.notes:
             self._note(text)
         self.history = History(spec.folder / "metrics", self.state.step, self.link)
-        self.weights = WeightsWriter(spec.folder / "weights", ranks.rank)
+        self.weights = WeightsWriter(spec.folder / "weights", ranks.rank, begun.shared)
         self.writer = CheckpointWriter(
             WriterPlace(
                 checkpoints=spec.checkpoints,
@@ -66,8 +67,8 @@ class Loop:
             last_committed=self.state.step or None,
         )
         self.stepper = Stepper(
-            spec, ranks, self.engine, self.plan, self.reader, self.history,
-            before_update=self.writer.wait_for_copies,
+            spec, ranks, self.engine, self.shared, self.plan, self.reader, self.history,
+            before_update=self.writer.wait_for_copies, note=self._note,
         )  # fmt: skip
         self.profiler = Profiler(spec.folder / "profile", self.config.profile and ranks.rank == 0)
         self._preemption_checked_at = time.monotonic()
@@ -226,7 +227,8 @@ class Loop:
             versions=library_versions(),
             files=[],
         )
-        self.writer.save(self.engine, manifest, random_state())
+        own_files = self.shared.files() if self.shared is not None else {}
+        self.writer.save(self.engine, manifest, random_state(), own_files)
         self._saved_step = self.state.step
 
     def _save_last(self) -> bool:

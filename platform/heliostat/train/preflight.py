@@ -24,11 +24,33 @@ def check_config(name: str, config: FitConfig, resources: ResourcesConfig) -> No
             f"{name}.precision is fp16 and resources.gpus_per_worker is 0: fp16 needs a GPU; "
             "on a CPU use bf16 or fp32"
         )
+    if resources.expert_parallel is not None:
+        _check_expert_parallel(name, config, resources.expert_parallel)
     for workers in range(resources.workers.low, resources.workers.high + 1):
         try:
             batch_plan(config.batch, config.micro_batch, workers)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
+
+
+def _check_expert_parallel(name: str, config: FitConfig, size: int) -> None:
+    stage = config.zero.stage
+    if stage == 3:
+        raise ConfigError(
+            f"{name}.zero.stage is 3 and resources.expert_parallel is {size}: stage 3 would shard "
+            "experts that are shared out already; use stage 0, 1 or 2"
+        )
+    if config.precision != "fp32" and stage == 0:
+        raise ConfigError(
+            f"{name}.precision is {config.precision}, {name}.zero.stage is 0 and "
+            f"resources.expert_parallel is {size}: the norm of all weights together is known in "
+            "fp32, or in stage 1 or 2; use one of these"
+        )
+    if config.precision == "fp16":
+        raise ConfigError(
+            f"{name}.precision is fp16 and resources.expert_parallel is {size}: shared experts "
+            "have no loss scale; use bf16"
+        )
 
 
 def check_training(

@@ -27,6 +27,8 @@ class FitSpec:
     gpus_per_worker: float
     may_lose_nodes: bool
     """Whether nodes can be taken away meanwhile; not on a cluster that the driver started."""
+    expert_parallel: int | None
+    """Workers that share one copy of the experts."""
     monitor: Any
     """The handle of the monitor actor."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from heliostat.checkpoint.buffers import BUFFERS_NAME, restore_buffers
 from heliostat.checkpoint.manifest import Manifest, TrainState
 from heliostat.checkpoint.restore import (
     fetch,
@@ -27,7 +28,8 @@ from heliostat.data.stream import Stream
 from heliostat.errors import CheckpointError
 from heliostat.storage import Location
 from heliostat.train.collectives import Ranks
-from heliostat.train.engine import build_engine
+from heliostat.train.engine import DTYPES, build_engine, build_optimizer
+from heliostat.train.shared_weights import FILES_PREFIX, SharedWeights
 from heliostat.train.spec import FitSpec
 from heliostat.train.weights import load_weights
 
@@ -48,6 +50,8 @@ class Start:
     """What the loop goes on from."""
 
     engine: Any
+    shared: SharedWeights | None
+    """The weights that DeepSpeed does not know; None: there are none."""
     state: TrainState
     stream: Stream
     attempt_name: str
@@ -94,18 +98,24 @@ def start(spec: FitSpec, ranks: Ranks, attempt: int) -> Start:
     if found is None and spec.start_from is not None:
         load_weights(model, spec.start_from)
     plan = batch_plan(spec.config.batch, spec.config.micro_batch, ranks.world_size)
+    shared = None
+    if spec.expert_parallel is not None:
+        shared = SharedWeights(
+            model, ranks, spec.expert_parallel, spec.config, build_optimizer,
+            DTYPES[spec.config.precision],
+        )  # fmt: skip
     engine = build_engine(spec.task, model, spec.config, plan, universal=universal)
     if found is None:
         # The optimiser's state is made lazily; dropout must not depend on how the model was made.
         seed_everything(spec.config.seed + ranks.rank)
-        return Start(engine, BEGINNING, stream, attempt_name, notes)
+        return Start(engine, shared, BEGINNING, stream, attempt_name, notes)
     folder, manifest = found
     with tempfile.TemporaryDirectory(prefix="heliostat-restore-") as scratch:
         # Ranks of a node share the folder that its first rank made.
-        shared = Path(_per_node(ranks, scratch))
-        _restore(engine, folder, manifest, ranks, shared)
+        scratch_here = Path(_per_node(ranks, scratch))
+        _restore(engine, folder, manifest, ranks, scratch_here, shared)
         ranks.barrier()
-    return Start(engine, manifest.state, stream, attempt_name, notes)
+    return Start(engine, shared, manifest.state, stream, attempt_name, notes)
 
 
 def seed_everything(seed: int) -> None:
@@ -116,7 +126,12 @@ def seed_everything(seed: int) -> None:
 
 
 def _restore(
-    engine: Any, folder: Location, manifest: Manifest, ranks: Ranks, scratch: Path
+    engine: Any,
+    folder: Location,
+    manifest: Manifest,
+    ranks: Ranks,
+    scratch: Path,
+    shared: SharedWeights | None,
 ) -> None:
     is_first = ranks.local_rank == 0
     parent = fetch(folder, scratch, is_first)
@@ -126,6 +141,18 @@ def _restore(
         source = reshard(parent, manifest.tag, scratch, is_first)
         ranks.barrier()
     load(engine, source, manifest.tag)
+    has_shared = any(record.name.startswith(FILES_PREFIX) for record in manifest.files)
+    if has_shared != (shared is not None):
+        raise CheckpointError(
+            f"checkpoint {folder.uri} was written with "
+            + ("experts that are shared out" if has_shared else "experts on every worker")
+            + f": set resources.expert_parallel to {'a number' if has_shared else 'null'}"
+        )
+    if shared is not None:
+        shared.restore(parent / manifest.tag)
+    buffers = parent / manifest.tag / BUFFERS_NAME
+    if buffers.exists():
+        restore_buffers(engine.module, buffers)
     mine = parent / manifest.tag / f"random-{ranks.rank:05d}.pt"
     if mine.exists():
         restore_random_state(mine)

@@ -1,9 +1,10 @@
 """One optimiser step on one rank, exact over micro batches and ranks.
 
 One small vector is summed over the ranks before each step. It carries the counts that normalise the
-loss of this step, the loss totals of the step before (so that recording the exact global loss costs
-no collective of its own), and what the ranks wish for. All ranks therefore decide alike, at the
-same step.
+loss of this step, the loss totals and the observed sums of the step before (so that recording the
+exact global loss costs no collective of its own), and what the ranks wish for. All ranks therefore
+decide alike, at the same step. Buffers that follow observed sums are updated when these arrive:
+before the next forward pass, and before anything is evaluated or saved.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from heliostat.train.collectives import Ranks
 from heliostat.train.engine import clips_itself, set_learning_rate, to_device
 from heliostat.train.history import History
 from heliostat.train.schedule import lr_factor
+from heliostat.train.shared_weights import SharedWeights, clip_factor, norm_includes
 from heliostat.train.spec import FitSpec
-from heliostat.train.task import Batch
+from heliostat.train.task import Batch, LossTerm, Observed, Steered
 from heliostat.train.telemetry import Telemetry
 
 SHOWN_SAMPLES = 8
@@ -42,6 +44,10 @@ class _Done:
     """This rank's share of each loss term, normalised."""
     losses: list[torch.Tensor]
     """The same by micro batch, to find a bad one."""
+    observed: dict[str, torch.Tensor]
+    """This rank's sums of what is no part of the loss."""
+    is_applied: bool
+    """Whether the weights changed; fp16 skips a step whose gradient overflows."""
     row: dict[str, float]
     position: int
 
@@ -54,14 +60,17 @@ class Stepper:
         spec: FitSpec,
         ranks: Ranks,
         engine: Any,
+        shared: SharedWeights | None,
         plan: BatchPlan,
         reader: StreamReader[Batch],
         history: History,
         before_update: Callable[[], None],
+        note: Callable[[str], None],
     ) -> None:
         self._spec, self._task, self._config, self._ranks = spec, spec.task, spec.config, ranks
         self._engine, self._plan, self._reader, self._history = engine, plan, reader, history
-        self._before_update = before_update
+        self._shared = shared
+        self._before_update, self._note = before_update, note
         self._telemetry = Telemetry(spec.task.name, ranks, spec.config.precision)
         self._unrecorded: _Done | None = None
 
@@ -87,12 +96,13 @@ class Stepper:
         )
         set_learning_rate(self._engine, lr)
         totals: dict[str, torch.Tensor] = {}
+        observed: dict[str, torch.Tensor] = {}
         losses: list[torch.Tensor] = []
         for batch in micro_batches[:-1]:
-            losses.append(self._backward(batch, counts, totals))
+            losses.append(self._backward(batch, counts, totals, observed))
             self._engine.step()
-        losses.append(self._backward(micro_batches[-1], counts, totals))
-        grad_norm = self._update()
+        losses.append(self._backward(micro_batches[-1], counts, totals, observed))
+        grad_norm = self._update(lr)
         seconds = time.perf_counter() - began
         row = {
             "step": state.step + 1,
@@ -102,7 +112,8 @@ class Stepper:
             "data_wait_s": waited_s,
             **self._telemetry.speed(counts, micro_batches, self._task, seconds),
         }
-        self._unrecorded = _Done(totals, losses, row, state.position)
+        is_applied = bool(self._engine.was_step_applied())
+        self._unrecorded = _Done(totals, losses, observed, is_applied, row, state.position)
         after = replace(
             state,
             step=state.step + 1,
@@ -116,16 +127,19 @@ class Stepper:
         """Record the newest step now, with a collective of its own. Called by all ranks."""
         if self._unrecorded is None:
             return
-        terms = sorted(self._unrecorded.totals)
-        summed = self._ranks.sum([float(self._unrecorded.totals[name]) for name in terms])
-        self._record(self._unrecorded, dict(zip(terms, summed, strict=True)))
+        self._record(self._unrecorded, self._ranks.sum(_flat(self._unrecorded)))
 
     def _backward(
-        self, batch: Batch, counts: Mapping[str, float], totals: dict[str, torch.Tensor]
+        self,
+        batch: Batch,
+        counts: Mapping[str, float],
+        totals: dict[str, torch.Tensor],
+        observed: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         """Forward and backward of one micro batch; returns its share of the loss."""
         batch = to_device(batch, self._ranks.device)
-        terms = self._task.loss(self._engine, batch)
+        found = self._task.loss(self._engine, batch)
+        terms = {name: one for name, one in found.items() if isinstance(one, LossTerm)}
         parts = [term.total / max(counts[term.per], 1.0) for term in terms.values()]
         loss = torch.stack([part.float() for part in parts]).sum()
         # DeepSpeed takes the mean over ranks and micro batches; we want the sum.
@@ -133,11 +147,17 @@ class Stepper:
         for name, part in zip(terms, parts, strict=True):
             value = part.detach()
             totals[name] = totals[name] + value if name in totals else value
+        for name, one in found.items():
+            if isinstance(one, Observed):
+                value = one.values.detach().double()
+                observed[name] = observed[name] + value if name in observed else value
         return loss.detach()
 
-    def _update(self) -> float:
+    def _update(self, lr: float) -> float:
         """Clip, update the weights, and return the norm of the gradient before clipping."""
         self._before_update()
+        if self._shared is not None:
+            return self._update_with_shared(self._shared, lr)
         if clips_itself(self._config):
             limit = self._config.clip if self._config.clip is not None else math.inf
             norm = torch.nn.utils.clip_grad_norm_(self._engine.module.parameters(), limit)
@@ -147,33 +167,52 @@ class Stepper:
         # Waiting for the device here makes the time of the step that of its own work.
         return float(self._engine.get_global_grad_norm() or 0.0)
 
+    def _update_with_shared(self, shared: SharedWeights, lr: float) -> float:
+        """The same where some weights are not DeepSpeed's: one norm clips both kinds."""
+        squared = shared.reduce_gradients()
+        limit = self._config.clip
+        if clips_itself(self._config):
+            own = [one.grad for one in self._engine.module.parameters() if one.grad is not None]
+            norm = math.hypot(float(torch.nn.utils.get_total_norm(own)), math.sqrt(squared))
+            factor = clip_factor(norm, limit)
+            for gradient in own:
+                gradient.mul_(factor)
+            self._engine.step()
+        else:
+            with norm_includes(self._engine.optimizer, squared):
+                self._engine.step()
+            norm = float(self._engine.get_global_grad_norm() or 0.0)
+            factor = clip_factor(norm, limit)
+        shared.step(lr, factor)
+        return norm
+
     def _agree(
         self, micro_batches: Sequence[Batch], wishes: Sequence[bool]
     ) -> tuple[dict[str, float], list[bool]]:
-        """Sum counts, last step's loss terms and the wishes over the ranks."""
+        """Sum counts, last step's loss terms and observations, and the wishes over the ranks."""
         mine: dict[str, float] = {}
         for batch in micro_batches:
             for name, value in self._task.counts(batch).items():
                 mine[name] = mine.get(name, 0.0) + value
         names = sorted(mine)
         done = self._unrecorded
-        terms = sorted(done.totals) if done else []
         summed = self._ranks.sum(
             [
                 *(float(wish) for wish in wishes),
                 *(mine[name] for name in names),
-                *(float(done.totals[name]) for name in terms if done),
+                *(_flat(done) if done else ()),
             ]
         )
         granted, rest = summed[: len(wishes)], summed[len(wishes) :]
         if done:
-            self._record(done, dict(zip(terms, rest[len(names) :], strict=True)))
+            self._record(done, rest[len(names) :])
         counts = dict(zip(names, rest, strict=False))
         return counts, [value > 0 for value in granted]
 
-    def _record(self, done: _Done, terms: Mapping[str, float]) -> None:
-        """Log a step, and stop everything when its loss is not a number."""
+    def _record(self, done: _Done, summed: Sequence[float]) -> None:
+        """Log a step and steer by it, and stop everything when its loss is not a number."""
         self._unrecorded = None
+        terms = dict(zip(sorted(done.totals), summed, strict=False))
         loss = sum(terms.values())
         if not math.isfinite(loss):
             raise NonFiniteLoss(self._name_bad_samples(done, terms))
@@ -186,9 +225,28 @@ class Stepper:
                 f"{done.position + self._config.batch - 1} of the training stream"
             )
         extra = {f"loss/{name}": value for name, value in terms.items()} if len(terms) > 1 else {}
-        row = {"loss": loss, **extra, **done.row}
+        steered = self._steer(done, summed[len(terms) :])
+        row = {"loss": loss, **extra, **done.row, **steered}
         self._history.add(row)
         self._telemetry.publish(row)
+
+    def _steer(self, done: _Done, summed: Sequence[float]) -> Mapping[str, float]:
+        """Let the task update its model's buffers; returns what it measured."""
+        if not isinstance(self._task, Steered) or not done.observed:
+            return {}
+        names = sorted(done.observed)
+        sizes = [done.observed[name].numel() for name in names]
+        pieces = torch.split(torch.tensor(summed, dtype=torch.float64), sizes)
+        observed = {
+            name: piece.view(done.observed[name].shape).to(self._ranks.device)
+            for name, piece in zip(names, pieces, strict=True)
+        }
+        if not done.is_applied:
+            return {}
+        steering = self._task.after_update(self._engine.module, observed, int(done.row["step"]))
+        for text in steering.notes:
+            self._note(text)
+        return steering.metrics
 
     def _name_bad_samples(self, done: _Done, terms: Mapping[str, float]) -> str:
         """Which samples gave a loss that is not a number. Called by all ranks."""
@@ -211,6 +269,15 @@ class Stepper:
             f"the loss of step {int(done.row['step'])} is not finite ({values}): in the micro "
             f"batches where it happened, {where or 'no single one is to blame'}"
         )
+
+
+def _flat(done: _Done) -> list[float]:
+    """A step's loss terms and observations, each by name, as one list."""
+    observed = [done.observed[name].flatten().tolist() for name in sorted(done.observed)]
+    return [
+        *(float(done.totals[name]) for name in sorted(done.totals)),
+        *(value for values in observed for value in values),
+    ]
 
 
 def sample_ids(stream: Stream, positions: Sequence[int]) -> list[str]:

@@ -9,6 +9,12 @@ entropy is a sum over tokens divided by the number of target tokens, a balance l
 sequences divided by the number of sequences. `fit` adds the counts over all micro batches and all
 ranks before the first backward pass, so the gradient is exactly that of one big batch, however the
 batch is cut.
+
+Some models carry buffers that follow the data instead of a gradient, such as the bias that keeps
+experts equally busy. Such a task returns `Observed` sums beside its loss terms and has
+`after_update` (`Steered`): it is called on every rank after every optimiser step that was applied,
+with the sums over all micro batches and ranks, before anything else looks at the model. The buffers
+belong to the state dict, so checkpoints carry them.
 """
 
 from __future__ import annotations
@@ -32,6 +38,22 @@ class LossTerm(NamedTuple):
     """Scalar: the sum over the micro batch, differentiable."""
     per: str
     """The count, a key of `Task.counts`, whose sum over the global batch divides `total`."""
+
+
+class Observed(NamedTuple):
+    """Figures of one micro batch that `Steered.after_update` is given, no part of the loss."""
+
+    values: torch.Tensor
+    """Summed over micro batches and ranks, element by element; of the same shape in all of them."""
+
+
+class Steering(NamedTuple):
+    """What `Steered.after_update` says of what it did."""
+
+    metrics: Mapping[str, float]
+    """Recorded with the step."""
+    notes: Sequence[str] = ()
+    """What the user should know now, such as a warning; shown once for each."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +93,11 @@ class Task(Protocol):
         """How many tokens, sequences, ... the batch holds; the normalisers of the loss terms."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, LossTerm]:
-        """The loss terms on a micro batch; their normalised sum is what is minimised."""
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, LossTerm | Observed]:
+        """The loss terms on a micro batch; their normalised sum is what is minimised.
+
+        Observed sums may stand among them, in every micro batch the same ones.
+        """
         ...
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tally]:
@@ -85,4 +110,21 @@ class Task(Protocol):
 
     def flops(self, batch: Batch) -> float:
         """Floating-point operations of forward and backward on the batch, 0.0 when unknown."""
+        ...
+
+
+@runtime_checkable
+class Steered(Protocol):
+    """A task whose model has buffers that follow what was observed in the data."""
+
+    def after_update(
+        self, model: nn.Module, observed: Mapping[str, torch.Tensor], step: int
+    ) -> Steering:
+        """Change the model's buffers after an optimiser step; the same on every rank.
+
+        Args:
+            model: with the updated weights.
+            observed: float64 sums over the global batch, by the names that `loss` gave them.
+            step: the number of the step, from 1.
+        """
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from torch import nn
 from heliostat.errors import CheckpointError
 from heliostat.storage import Location
 from heliostat.train.engine import fp32_weights
+from heliostat.train.shared_weights import SharedWeights
 
 FILE = "model.safetensors"
 ABOUT = "about.json"
@@ -36,8 +38,8 @@ class _Wanted:
 class WeightsWriter:
     """Gathers whole fp32 weights on rank 0 and writes them in the background."""
 
-    def __init__(self, folder: Location, rank: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: Location, rank: int, shared: SharedWeights | None) -> None:
+        self._folder, self._shared = folder, shared
         self._rank = rank
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-writer")
         self._lock = threading.Lock()
@@ -46,7 +48,8 @@ class WeightsWriter:
     def save(self, engine: Any, names: list[str], about: Mapping[str, object]) -> None:
         """Start to write the weights under each of the names. Called by all ranks."""
         tensors = {}
-        for name, value in fp32_weights(engine):
+        shared = self._shared.whole() if self._shared is not None else ()
+        for name, value in itertools.chain(fp32_weights(engine), shared):
             # Only rank 0 keeps what all ranks had to gather together.
             if self._rank == 0:
                 tensors[name] = value

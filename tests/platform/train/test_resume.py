@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from dataclasses import replace
 
 import pytest
@@ -17,15 +16,14 @@ from trainings import (
     losses,
     meanwhile,
     saved_steps,
-    signal_when,
     steps_of,
+    stop_at,
     trained_ids,
     until,
 )
 
 from heliostat.config.int_range import IntRange
 from heliostat.config.resources import ResourcesConfig
-from heliostat.errors import Interrupted
 from heliostat.storage import Location
 from heliostat.train.config import CheckpointConfig
 from heliostat.train.fit import fit
@@ -80,21 +78,6 @@ def test_after_kill_9_inside_an_accumulation_window_every_loss_is_bit_equal(
     assert seen == {step: expected_ids(tiny_task, step) for step in range(1, STEPS + 1)}
     counted = sum(row["tokens_per_s"] * row["step_s"] for row in result.history() if "loss" in row)
     assert counted == pytest.approx(reference.outcome.counts["tokens"], rel=0.01)
-
-
-def stop_at(step: int, train: Trainings, task: TinyTask, config, workers: int, run: str) -> int:
-    """Train until a checkpoint of `step` is committed, press Ctrl-C, and tell where it stopped."""
-    folder = train.folder(run, task)
-
-    def is_saved() -> bool:
-        return any(saved >= step for saved in saved_steps(folder))
-
-    with (
-        meanwhile(signal_when(is_saved, signal.SIGINT, f"step {step} to be saved")),
-        pytest.raises(Interrupted, match=r"was stopped at step \d+ of 20, and saved"),
-    ):
-        train(task, config, workers=workers, run=run)
-    return saved_steps(folder)[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,122 @@
+"""Experts on two processes compute what they compute on one: outputs, gradients, dropping."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from models.decoder_config import DecoderConfig, deepseek_config
+from models.expert_config import ExpertsConfig
+from models.initialise import initialise
+from models.mixture import MixtureOfExperts
+
+EXPERTS = ExpertsConfig(
+    routed=8, shared=1, per_token=3, width=10, groups=4, groups_per_token=2, gate="sigmoid"
+)
+CASES = {
+    "even": EXPERTS,
+    "capped": dataclasses.replace(EXPERTS, capacity_factor=0.8),
+    "one process idle": EXPERTS,
+    "no rows on one": EXPERTS,
+}
+SIZE = 2
+
+
+def decoder(experts: ExpertsConfig) -> DecoderConfig:
+    return deepseek_config(
+        vocab_size=2,
+        width=24,
+        layers=1,
+        heads=2,
+        head_width=8,
+        feed_forward_width=8,
+        latent=None,
+        experts=experts,
+    )
+
+
+def layer(case: str) -> MixtureOfExperts:
+    mixture = MixtureOfExperts(decoder(CASES[case]))
+    initialise(mixture, std=0.3, generator=torch.Generator().manual_seed(0))
+    if case == "one process idle":
+        # All tokens choose experts of the first process only.
+        mixture.selection_bias[:4] = 10.0
+    return mixture
+
+
+def inputs(case: str) -> list[torch.Tensor]:
+    """What each process has: sequences of 7 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    rows = [3, 0] if case == "no rows on one" else [3, 3]
+    return [torch.randn(count, 7, 24, generator=generator) for count in rows]
+
+
+def apply(
+    mixture: MixtureOfExperts, x: torch.Tensor, ids: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """The output, and how many assignments were dropped."""
+    if mixture.config.capacity_factor is None:
+        return mixture(x), 0.0
+    out, seen = mixture.observed(x, ids)
+    return out, float(seen.dropped)
+
+
+def work(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=SIZE)
+    for case in CASES:
+        mixture = layer(case)
+        shared = mixture.share_out(dist.group.WORLD, rank, SIZE, torch.float32)
+        assert not any("experts" in name for name, _ in mixture.named_parameters())
+        x = inputs(case)[rank].requires_grad_()
+        out, dropped = apply(mixture, x, torch.arange(len(x)) + 10 * rank)
+        (out**2).sum().backward()
+        saved = {"out": out.detach(), "x": x.grad, "dropped": dropped}
+        saved |= {name: one.tensor.grad for name, one in shared.items()}
+        saved |= {f"own/{name}": p.grad for name, p in mixture.named_parameters()}
+        torch.save(saved, Path(folder) / f"{case}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work, args=(port, str(place)), nprocs=SIZE)
+    return place
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_compute_what_one_does(folder: Path, case: str) -> None:
+    ranks = [torch.load(folder / f"{case}-{rank}.pt") for rank in range(SIZE)]
+    mixture = layer(case)
+    given = inputs(case)
+    x = torch.cat(given).requires_grad_()
+    ids = torch.cat([torch.arange(len(part)) + 10 * rank for rank, part in enumerate(given)])
+    out, expected_dropped = apply(mixture, x, ids)
+    (out**2).sum().backward()
+    cut = [len(part) for part in given]
+    for name, whole in (("out", out.detach()), ("x", x.grad)):
+        for rank, part in zip(ranks, whole.split(cut), strict=True):
+            torch.testing.assert_close(rank[name], part, atol=1e-5, rtol=1e-5)
+    for name in ("gate_up", "down"):
+        joined = torch.cat([rank[f"experts.{name}"] for rank in ranks])
+        expected = getattr(mixture.experts, name).grad
+        torch.testing.assert_close(joined, expected, atol=1e-5, rtol=1e-5)
+    for name, parameter in mixture.named_parameters():
+        if not name.startswith("experts."):
+            total = sum(rank[f"own/{name}"] for rank in ranks)
+            torch.testing.assert_close(total, parameter.grad, atol=1e-5, rtol=1e-5)
+    dropped = sum(rank["dropped"] for rank in ranks)
+    assert dropped == expected_dropped
+    assert (dropped > 0) == (case == "capped")
