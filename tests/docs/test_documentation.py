@@ -16,6 +16,7 @@ SLOW = {
     "make test",  # this
     "make lint",
     "heliostat train support_templates size=quick",
+    "heliostat train mla_moe size=toy",  # tests/jobs/mla_moe/test_mla_moe_job.py, smaller
 }
 """Commands that take minutes; other tests run what they run."""
 

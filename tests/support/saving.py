@@ -72,7 +72,7 @@ def save(engine, writer: CheckpointWriter, step: int) -> None:
         engine.module.hidden.bias.fill_(float(step))
     failure = writer.settle(lambda flag: flag)
     assert failure is None, failure
-    writer.save(engine, manifest_at(step), random_state())
+    writer.save(engine, manifest_at(step), random_state(), {})
 
 
 def save_forever(engine, folder: Location, step: int) -> None:
@@ -120,7 +120,7 @@ def save_all(folder: Location, rows: Location) -> None:
         for precision in ("fp32", "bf16"):
             engine = make_engine("all", rows, stage, precision)
             writer = writer_for(folder / f"{stage}-{precision}")
-            writer.save(engine, manifest_at(1), random_state())
+            writer.save(engine, manifest_at(1), random_state(), {})
             failure = writer.settle(lambda flag: flag)
             assert failure is None, failure
 

@@ -21,6 +21,7 @@ from heliostat.runs.inputs import Input
 from heliostat.serve.app import build_app
 from heliostat.serve.batcher import BatchLimits
 from heliostat.serve.config import OFF, LimitsConfig, ServeConfig
+from heliostat.serve.contract import Endpoint
 from heliostat.serve.generation.config import GenerationConfig
 from heliostat.serve.lineup import Lineup, Share
 from heliostat.serve.service import Service
@@ -117,9 +118,10 @@ def serving_lm(
     generation: GenerationConfig | None = None,
     limits: LimitsConfig | None = None,
     keys: str = OFF,
+    endpoint: Endpoint | None = None,
 ) -> Iterator[Serving]:
     """Serve bundles with their shares, in this process but through the whole application."""
-    endpoint = LanguageModelEndpoint(ComputeConfig(), generation or GenerationConfig())
+    endpoint = endpoint or LanguageModelEndpoint(ComputeConfig(), generation or GenerationConfig())
     (port,) = free_ports(1)
     telemetry, statuses = Telemetry("language_model"), []
 

@@ -67,7 +67,7 @@ def test_the_update_waits_until_everything_is_copied(
 
     state = TrainState(1, 2, {}, None, None, 0, {}, 0.0)
     manifest = Manifest(FORMAT, tag_of(1), state, 1, 0, "fp32", "abc", "f", {}, [])
-    writer.save(Engine(), manifest, {})
+    writer.save(Engine(), manifest, {}, {})
 
     def update() -> None:
         is_waiting.set()

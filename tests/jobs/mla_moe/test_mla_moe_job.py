@@ -1,0 +1,99 @@
+"""The whole job, small: from Python sources to a report, a bundle and its export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from heliostat.config.jobs import find_job
+from heliostat.config.load import load_config
+from heliostat.runs.bundle import load_bundle
+from heliostat.runs.export import export_bundle
+from heliostat.runs.run import Run
+from heliostat.runs.summary import RunSummary
+from heliostat.storage import Location
+from jobs.mla_moe.bundle import open_language_model
+from jobs.mla_moe.job import run as run_job
+
+SMALL = [
+    "model.width=32",
+    "model.layers=2",
+    "model.feed_forward_width=48",
+    "model.attention.latent_width=16",
+    "model.attention.rotary_width=16",
+    "model.attention.head_width=8",
+    "model.attention.value_width=8",
+    "model.experts.width=16",
+    "data.validation_rows=8",
+    "data.test_rows=32",
+    "fit.steps=6",
+    "fit.batch=8",
+    "fit.micro_batch=2",
+    "tracker.enabled=false",
+]
+
+
+class Finished:
+    """A finished run and what it handed back."""
+
+    def __init__(self, folder: Location, summary: RunSummary) -> None:
+        self.folder, self.summary = folder, summary
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    loaded = load_config(find_job("mla_moe"), "toy", SMALL)
+    with Run.open_or_create(
+        Location.of(tmp_path_factory.mktemp("job")),
+        "mla_moe",
+        name="small",
+        resolved_yaml=loaded.resolved_yaml,
+        digest=loaded.digest,
+        seed=0,
+        tracker=loaded.config.tracker,
+    ) as run:
+        return Finished(run.folder, run_job(loaded.config, run))
+
+
+def test_the_result_says_what_was_measured(finished: Finished) -> None:
+    result = json.loads((finished.folder / "result.json").read_text())
+    assert result["status"] == "finished"
+    metrics = result["metrics"]
+    assert 4 < metrics["loss"] < 6
+    assert metrics["cache_bytes_per_token"] == 2 * (16 + 16) * 4
+    assert 0 < metrics["maxvio_global"] < 16
+    assert 1 <= metrics["groups_per_token"] <= 2
+
+
+def test_every_step_records_the_balance(finished: Finished) -> None:
+    lines = (finished.folder / "metrics").list()[0].read_text()
+    assert "max_violation/0" in lines
+    assert "load/0/15" in lines
+
+
+def test_the_report_is_one_page_with_the_maps(finished: Finished) -> None:
+    page = (finished.folder / "report" / "index.html").read_text()
+    for heading in ("Loss by term", "Balance of the experts", "Cache", "Configuration"):
+        assert heading in page
+    files = {file.name for file in (finished.folder / "report").list()}
+    for name in ("expert-load", "loss-terms", "max-violation"):
+        assert any(file.endswith(f"{name}.png") for file in files)
+    assert page.count("data:image/png;base64,") >= 5
+
+
+def test_the_bundle_opens_with_the_bias_it_was_trained_to(
+    finished: Finished, tmp_path: Path
+) -> None:
+    bundle = load_bundle(finished.folder / "bundle")
+    model = open_language_model(bundle)
+    ((_, bias),) = model.named_buffers()
+    assert bias.dtype == torch.float32
+    # Six steps of 0.01 up or down, or none where the load was the mean.
+    steps = (bias / 0.01).round()
+    torch.testing.assert_close(bias, steps * 0.01, atol=1e-6, rtol=0)
+    assert steps.abs().max() > 0
+    exported = export_bundle(bundle, Location.of(tmp_path / "hf"))
+    assert exported.max_abs_difference <= 2e-5

@@ -1,0 +1,139 @@
+"""Experts that are shared out over workers train like those on one, and survive another size."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from functools import partial
+
+import pytest
+import torch
+from mixture_task import small_task
+from trainings import Trainings, losses, meanwhile, saved_steps, signal_when
+
+from heliostat.config.int_range import IntRange
+from heliostat.config.resources import ResourcesConfig
+from heliostat.errors import ConfigError, Interrupted
+from heliostat.storage import Location
+from heliostat.train.config import CheckpointConfig, FitConfig, OptimizerConfig, ZeroConfig
+from heliostat.train.fit import FitResult, fit
+from heliostat.train.preflight import check_config
+from heliostat.train.weights import read_weights
+from jobs.mla_moe.tasks import MixtureLanguageModel
+
+STEPS = 10
+CONFIG = FitConfig(
+    batch=8,
+    micro_batch=2,
+    steps=STEPS,
+    optimizer=OptimizerConfig(lr=1e-3),
+    clip=0.5,
+    checkpoint=CheckpointConfig(every=2),
+)
+"""Clipping bites in every step."""
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> MixtureLanguageModel:
+    return small_task(Location.of(tmp_path_factory.mktemp("tables")), STEPS)
+
+
+@pytest.fixture(scope="module")
+def train(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+    return Trainings(Location.of(tmp_path_factory.mktemp("runs")))
+
+
+def resources(workers: int, shared: int | None) -> ResourcesConfig:
+    return ResourcesConfig(
+        workers=IntRange(workers, workers), cpus_per_worker=0.5, expert_parallel=shared
+    )
+
+
+def trained(
+    train: Trainings,
+    task: MixtureLanguageModel,
+    workers: int,
+    shared: int | None,
+    stage: int,
+    name: str | None = None,
+) -> FitResult:
+    config = dataclasses.replace(CONFIG, zero=ZeroConfig(stage=stage))
+    with train.run(name) as run:
+        return fit(task, config, run=run, resources=resources(workers, shared))
+
+
+@pytest.fixture(scope="module")
+def reference(train: Trainings, task: MixtureLanguageModel) -> FitResult:
+    """One process, experts like any other weights."""
+    return trained(train, task, 1, None, 0)
+
+
+def _named(name: str, message: str) -> str:
+    return f"{name}: {message}"
+
+
+def assert_same(result: FitResult, reference: FitResult) -> None:
+    assert losses(result) == pytest.approx(losses(reference), abs=1e-5)
+    norms, expected = (
+        [row["grad_norm"] for row in one.history() if "loss" in row] for one in (result, reference)
+    )
+    assert norms == pytest.approx(expected, rel=1e-3)
+    found, whole = read_weights(result.last), read_weights(reference.last)
+    assert found.keys() == whole.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(
+            found[name], tensor, atol=1e-5, rtol=0, msg=partial(_named, name)
+        )
+
+
+@pytest.mark.parametrize(
+    ("workers", "shared", "stage"),
+    [
+        pytest.param(2, 2, 1, id="2 workers, experts on 2, ZeRO 1"),
+        *(
+            pytest.param(
+                workers,
+                shared,
+                stage,
+                id=f"{workers} workers, experts on {shared}, ZeRO {stage}",
+                marks=pytest.mark.slow,
+            )
+            for workers, shared in ((2, None), (2, 2), (2, 1), (1, 1))
+            for stage in (0, 1, 2)
+            if (workers, shared, stage) != (2, 2, 1)
+        ),
+    ],
+)
+def test_the_trajectory_is_that_of_one_process(
+    train: Trainings,
+    task: MixtureLanguageModel,
+    reference: FitResult,
+    workers: int,
+    shared: int | None,
+    stage: int,
+) -> None:
+    assert_same(trained(train, task, workers, shared, stage), reference)
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_with_its_experts_on_another_number_of_workers(
+    train: Trainings, task: MixtureLanguageModel, reference: FitResult
+) -> None:
+    folder = train.out / "resized" / "stages" / "lm"
+
+    def is_saved() -> bool:
+        return any(step >= 2 for step in saved_steps(folder))
+
+    with (
+        meanwhile(signal_when(is_saved, signal.SIGINT, "a checkpoint")),
+        pytest.raises(Interrupted),
+    ):
+        trained(train, task, 2, 2, 1, "resized")
+    assert saved_steps(folder)[-1] < STEPS
+    assert_same(trained(train, task, 1, 1, 1, "resized"), reference)
+
+
+def test_stage_3_is_refused_in_one_sentence() -> None:
+    config = dataclasses.replace(CONFIG, zero=ZeroConfig(stage=3))
+    with pytest.raises(ConfigError, match=r"fit\.zero\.stage is 3 and resources\.expert_parallel"):
+        check_config("fit", config, resources(2, 2))

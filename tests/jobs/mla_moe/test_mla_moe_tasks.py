@@ -1,0 +1,141 @@
+"""The loss terms, what is observed of the routing, and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import pytest
+import torch
+from mixture_task import ALL_LOSSES, MODEL, small_task
+
+from heliostat.storage import Location
+from heliostat.train.task import Batch, LossTerm, Observed, Steered, Task
+from jobs.mla_moe.config import BalanceConfig
+from jobs.mla_moe.data import HeldOutRows
+from jobs.mla_moe.model_config import decoder_config
+from jobs.mla_moe.tasks import MixtureLanguageModel
+from models.decoder import DecoderLM
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> MixtureLanguageModel:
+    return small_task(Location.of(tmp_path_factory.mktemp("tables")))
+
+
+def batch_of(task: MixtureLanguageModel, rows: int) -> Batch:
+    return task.collate(task.train_data().samples(range(rows)))
+
+
+def normalised(terms: Mapping[str, LossTerm | Observed], counts: Mapping[str, int]) -> float:
+    parts = [one.total / counts[one.per] for one in terms.values() if isinstance(one, LossTerm)]
+    return float(torch.stack(parts).sum().detach())
+
+
+def test_it_is_a_task_that_steers(task: MixtureLanguageModel) -> None:
+    assert isinstance(task, Task)
+    assert isinstance(task, Steered)
+
+
+def test_terms_of_micro_batches_add_to_those_of_the_batch(task: MixtureLanguageModel) -> None:
+    model = task.model()
+    batch = batch_of(task, 8)
+    counts = task.counts(batch)
+    assert counts == {"tokens": 8 * 31, "sequences": 8}
+    whole = task.loss(model, batch)
+    assert set(whole) == {
+        "lm",
+        "balance_expert",
+        "balance_device",
+        "balance_communication",
+        "load",
+        "dropped",
+    }
+    halves = [
+        task.loss(model, {name: value[cut] for name, value in batch.items()})
+        for cut in (slice(0, 3), slice(3, 8))
+    ]
+    assert sum(normalised(half, counts) for half in halves) == pytest.approx(
+        normalised(whole, counts), abs=1e-5
+    )
+    loads = [half["load"].values for half in halves]
+    assert torch.equal(loads[0] + loads[1], whole["load"].values)
+    assert whole["load"].values.sum(1).tolist() == [8 * 32 * 2] * 2
+
+
+def test_a_balance_loss_without_a_factor_is_no_term(task: MixtureLanguageModel) -> None:
+    plain = dataclasses.replace(task, balance=BalanceConfig())
+    assert set(plain.loss(plain.model(), batch_of(task, 2))) == {"lm", "load", "dropped"}
+
+
+def test_the_bias_moves_by_the_loads_and_stays_after_its_share(task: MixtureLanguageModel) -> None:
+    brief = dataclasses.replace(task, balance=dataclasses.replace(ALL_LOSSES, gamma_share=0.5))
+    model = brief.model()
+    assert isinstance(model, DecoderLM)
+    biases = dict(model.named_buffers())
+    load = torch.tensor([[5.0, 3, 1, 3, 3, 3, 3, 3]] * 2, dtype=torch.float64)
+    observed = {"load": load, "dropped": torch.zeros(2, dtype=torch.float64)}
+    steering = brief.after_update(model, observed, 1)
+    for bias in biases.values():
+        torch.testing.assert_close(bias, torch.tensor([-0.01, 0, 0.01, 0, 0, 0, 0, 0]))
+    assert steering.metrics["max_violation/0"] == pytest.approx(5 / 3 - 1)
+    assert steering.metrics["load/1/2"] == pytest.approx(1 / 3)
+    brief.after_update(model, observed, 6)
+    for bias in biases.values():
+        torch.testing.assert_close(bias, torch.tensor([-0.01, 0, 0.01, 0, 0, 0, 0, 0]))
+
+
+def test_dead_experts_imbalance_and_dropping_are_warned_of(task: MixtureLanguageModel) -> None:
+    capped = dataclasses.replace(MODEL.experts, capacity_factor=1.0)
+    long = dataclasses.replace(
+        task,
+        steps=1000,
+        decoder=decoder_config(dataclasses.replace(MODEL, experts=capped)),
+    )
+    model = long.model()
+    load = torch.tensor([[80.0, 1, 1, 1, 1, 0, 1, 1], [1.0] * 8], dtype=torch.float64)
+    observed = {"load": load, "dropped": torch.tensor([40.0, 0.0], dtype=torch.float64)}
+    notes: list[str] = []
+    for step in range(1, 501):
+        notes += long.after_update(model, observed, step).notes
+    assert len(notes) == 3
+    assert "expert 5 of layer of experts 0 has had no token for 500 steps" in notes[0]
+    assert "6.4 times the mean load above it" in notes[1]
+    assert "47% of the assignments of layer of experts 0 were dropped" in notes[2]
+
+
+def test_validation_and_test_rows_are_the_test_side_once(task: MixtureLanguageModel) -> None:
+    validation = task.eval_data()
+    test = HeldOutRows(task.test, 32, 16, is_validation=False)
+    ids = [
+        [int(row["id"]) for row in side.samples(range(side.epoch_size))]
+        for side in (validation, test)
+    ]
+    assert len(ids[0]) == 16
+    assert not set(ids[0]) & set(ids[1])
+    assert len(ids[0]) + len(ids[1]) == -(-20 * 301 // 32)
+    few = HeldOutRows(task.test, 32, 16, is_validation=False, limit=5)
+    assert [int(row["id"]) for row in few.samples(range(5))] == [
+        ids[1][index * len(ids[1]) // 5] for index in range(5)
+    ]
+
+
+def test_what_is_measured_of_a_row_adds_up(task: MixtureLanguageModel) -> None:
+    model = task.model().eval()
+    batch = batch_of(task, 4)
+    with torch.no_grad():
+        found = task.measured(model, batch)
+        loss = task.evaluate(model, batch)["loss"]
+    assert found.shape == (4, 1 + 2 * 8 + 2 * 4 + 2)
+    assert float(found[:, 0].sum()) == pytest.approx(float(loss.total), rel=1e-6)
+    assert found[:, 1:17].sum(1).tolist() == [2 * 32 * 2] * 4
+    assert found[:, -2:].max() <= 2
+
+
+def test_operations_are_those_of_the_formula(task: MixtureLanguageModel) -> None:
+    batch = batch_of(task, 4)
+    h, d = 2, 32
+    attention = 3 * (d * h * 16 + d * 24 + 16 + 16 * h * 16 + h * 8 * d)
+    dense, experts = 3 * 48 * d, 2 * (3 * d * 16 * (2 + 1) + 8 * d)
+    weights = attention + dense + experts + 3 * 2 * d + d + 256 * d
+    assert task.flops(batch) == 4 * 32 * (6 * weights + 3 * 3 * h * 32 * (8 + 8 + 8))
