@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
 from heliostat.config.resources import TrackerConfig
-from heliostat.runs.claim import Criterion, Measurement
+from heliostat.runs.claim import ClaimResult, Criterion, Measurement
+from heliostat.runs.inputs import Input
 from heliostat.runs.run import Run
 from heliostat.storage import Location
+from heliostat.train.weights import write_weights
 from jobs.mla_moe import arms
-from jobs.mla_moe.claim import claim
+from jobs.mla_moe.claim import STATEMENT, claim
 from jobs.mla_moe.claim_criteria import criteria
+from jobs.mla_moe.claim_report import write_claim_report
 from jobs.mla_moe.config import Config
+from jobs.mla_moe.export_check import YARN, export_difference
 from jobs.mla_moe.model_config import decoder_config
 from models.counting import active_count, cached_numbers, parameter_count
+from models.decoder import DecoderLM
 
 CONFIG = load_config(find_job("mla_moe"), None, []).config
 assert isinstance(CONFIG, Config)
@@ -146,8 +153,51 @@ def test_shardings_are_nine_and_share_experts_in_three() -> None:
     assert all(arm.config.fit.steps == CONFIG.claim.shard_steps for arm in planned)
 
 
+def test_the_report_shows_every_arm_and_the_curve(tmp_path: Path) -> None:
+    figures = measurements()
+    latent = {"loss_nats": 1.31, "cache_bytes_per_token": 1024.0}
+    figures += [Measurement(name, 1, latent) for name in CURVE]
+    result = ClaimResult(
+        job="mla_moe",
+        statement=STATEMENT,
+        size="tiny",
+        method=arms.METHOD,
+        baselines=tuple(name for name in ARMS if name != arms.METHOD),
+        measurements=tuple(figures),
+        criteria=tuple(criteria(figures)),
+        inputs=(Input("text", "real", "sources", "PSF-2.0"),),
+        command="heliostat claim mla_moe",
+        seconds=1.0,
+    )
+    with Run.open_or_create(
+        Location.of(tmp_path),
+        "mla_moe",
+        name="claim",
+        resolved_yaml="seed: 0\n",
+        digest="abc",
+        seed=1,
+        tracker=TrackerConfig(enabled=False),
+    ) as run:
+        folder = write_claim_report(run, result, CONFIG).parent
+        page = (folder / "index.html").read_text()
+    assert "The claim of mla_moe holds" in page
+    for name in (*ARMS, *CURVE):
+        assert name in page
+    assert any(file.name.endswith("cache.png") for file in folder.list())
+
+
+@pytest.mark.parametrize("name", [arms.METHOD, arms.LOSS])
+def test_exports_are_compared_both_ways(name: str, tmp_path: Path) -> None:
+    decoder = dataclasses.replace(decoder_config(ARMS[name].config.model), yarn=YARN)
+    model = DecoderLM(decoder, torch.Generator().manual_seed(0))
+    write_weights(Location.of(tmp_path / "weights"), model.state_dict(), {})
+    (tmp_path / "scratch").mkdir()
+    found = export_difference(Location.of(tmp_path / "weights"), decoder, tmp_path / "scratch")
+    assert found["largest_logit_difference"] <= 2e-5
+
+
 @pytest.mark.slow
-def test_the_whole_claim_at_toy_size(ray_cluster: None, tmp_path) -> None:
+def test_the_whole_claim_at_toy_size(ray_cluster: None, tmp_path: Path) -> None:
     changes = [
         "model.width=32",
         "model.layers=2",
