@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from heliostat.config.resources import ResourcesConfig, TrackerConfig
 from heliostat.errors import ConfigError
 from heliostat.serve.config import ServeConfig
+from heliostat.sweep.config import SweepConfig
 from heliostat.train.config import FitConfig
 from heliostat.train.preflight import check_config
 from jobs.support_templates.contexts import ContextConfig
@@ -188,8 +189,16 @@ class SuggestConfig:
     """Pairs of advocate and case, of 10,000, that see no suggestions, to measure what they save."""
     holdout_salt: str = "heliostat-holdout"
     """Salt of the hash that chooses them; another salt is another holdout."""
+    temperature: float | None = None
+    """What logits are divided by; null: what the bundle was calibrated with."""
+    min_probability: float = 0.0
+    """Suggestions less probable than this are left out, where a request does not say."""
 
     def __post_init__(self) -> None:
+        if self.temperature is not None and self.temperature <= 0:
+            raise ConfigError(f"temperature is {self.temperature}; expected above 0, or null")
+        if not 0 <= self.min_probability <= 1:
+            raise ConfigError(f"min_probability is {self.min_probability}; expected 0 to 1")
         if not 0 <= self.holdout_per_10_000 <= 10_000:
             raise ConfigError(
                 f"holdout_per_10_000 is {self.holdout_per_10_000}; expected 0 to 10000"
@@ -224,6 +233,8 @@ class Config:
     """The endpoint."""
     suggest: SuggestConfig = field(default_factory=SuggestConfig)
     """What the endpoint does besides classifying."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """The search over other keys; what a trial can be is in sweep.py."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     """Workers and what each needs."""
     tracker: TrackerConfig = field(default_factory=TrackerConfig)

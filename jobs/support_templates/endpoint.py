@@ -80,7 +80,7 @@ class SupportEndpoint:
 
     def open(self, bundle: Bundle) -> SuggestionModel:
         """Load a version, and let it read and rank once."""
-        model = SuggestionModel(bundle, self._templates)
+        model = SuggestionModel(bundle, self._templates, self._config.temperature)
         found = model.read([Message(0, "customer", "Hello, my name is Ann. How do I pay?")])
         assert found is not None
         model.rank(model.predict([found])[0])
@@ -146,13 +146,15 @@ class SupportEndpoint:
         )
         used = request.used_template_ids if request.exclude_used else ()
         ranking = model.rank(answer.result, used)
+        is_given = "min_probability" in request.model_fields_set
+        floor = request.min_probability if is_given else self._config.min_probability
         suggestions = [
             Suggestion(template_id=name, title=model.title(name), probability=p, rank=rank)
             for rank, (name, p) in enumerate(
                 zip(ranking.template_ids[: request.k], ranking.probabilities, strict=False),
                 start=1,
             )
-            if p >= request.min_probability
+            if p >= floor
         ]
         reason = _abstains(group, ranking, suggestions)
         suggestion_id = uuid.uuid4().hex

@@ -168,19 +168,11 @@ def open_base(config: Config, run: Run, *, prefix: str = "") -> Base:
         found = open_pretrained(config.model.source, run.cache)
         return Base(found.decoder, found.codec, found.weights, None)
     folder = general_documents(config, run)
-    codec = load_codec(folder.local_path) if folder.is_local else _remote_codec(folder)
-    model = config.model
-    decoder = gpt_neox_config(
-        vocab_size=model.vocab_size,
-        width=model.width,
-        layers=model.layers,
-        heads=model.heads,
-        max_positions=model.max_positions,
-    )
+    begun = pretrained_base(config, run, folder, folder)
     task = language_modelling(
         "general",
         config.general.training,
-        Base(decoder, codec, folder, None),
+        begun,
         documents_at=folder / "train",
         validation_at=folder / "validation",
         seed=config.seed,
@@ -192,7 +184,27 @@ def open_base(config: Config, run: Run, *, prefix: str = "") -> Base:
         resources=config.resources,
         name=f"{prefix}general",
     )
-    return Base(decoder, codec, general.last, general)
+    return replace(begun, weights=general.last, general=general)
+
+
+def pretrained_base(config: Config, run: Run, tokenizer: Location, weights: Location) -> Base:
+    """The decoder with weights that were trained before, and the tokenizer of stage 0.
+
+    With a checkpoint in place of stage 0, `tokenizer` is not looked at.
+    """
+    if config.model.source != RANDOM_WEIGHTS:
+        found = open_pretrained(config.model.source, run.cache)
+        return Base(found.decoder, found.codec, weights, None)
+    codec = load_codec(tokenizer.local_path) if tokenizer.is_local else _remote_codec(tokenizer)
+    model = config.model
+    decoder = gpt_neox_config(
+        vocab_size=model.vocab_size,
+        width=model.width,
+        layers=model.layers,
+        heads=model.heads,
+        max_positions=model.max_positions,
+    )
+    return Base(decoder, codec, weights, None)
 
 
 def adapt(

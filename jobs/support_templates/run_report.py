@@ -30,8 +30,8 @@ class Arm:
     note: str = ""
 
 
-def inputs_of(config: Config, base: Base, conversations: Conversations) -> list[Input]:
-    """What the result rests on, each marked as real or generated."""
+def conversation_inputs(config: Config, conversations: Conversations) -> list[Input]:
+    """Where the conversations come from, each source marked as real or generated."""
     data = config.data
     inputs = []
     if not conversations.is_generated:
@@ -54,6 +54,12 @@ def inputs_of(config: Config, base: Base, conversations: Conversations) -> list[
                 "Apache-2.0",
             )
         )
+    return inputs
+
+
+def inputs_of(config: Config, base: Base, conversations: Conversations) -> list[Input]:
+    """What the result rests on, each marked as real or generated."""
+    inputs = conversation_inputs(config, conversations)
     if base.general is not None:
         inputs.append(
             Input(

@@ -53,15 +53,20 @@ class SuggestionModel:
     """One version of the classifier, as the platform serves it."""
 
     def __init__(
-        self, bundle: Bundle, templates: Callable[[], Mapping[str, Template]] | None
+        self,
+        bundle: Bundle,
+        templates: Callable[[], Mapping[str, Template]] | None,
+        temperature: float | None = None,
     ) -> None:
         """Open a version.
 
         Args:
             bundle: of the job.
             templates: gives today's templates; None for those of the bundle.
+            temperature: what logits are divided by; None for what the bundle says.
         """
-        self.classifier: TemplateClassifier = open_classifier(bundle)
+        found: TemplateClassifier = open_classifier(bundle)
+        self.classifier = found if temperature is None else replace(found, temperature=temperature)
         self._settings = bundle.json("classifier.json")
         self._redactor: Redactor = build_redactor(bool(self._settings.get("presidio", False)))
         if self._redactor.version != self.classifier.redactor_version:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from heliostat.checkpoint.manifest import Manifest, committed, damage
+from heliostat.checkpoint.manifest import Manifest, committed, damage, read_manifest
 from heliostat.checkpoint.safe_load import allow_deepspeed_types
 from heliostat.errors import CheckpointError
 from heliostat.storage import Location
@@ -50,17 +50,49 @@ def newest_whole(
     entries = broadcast(committed(checkpoints) if rank == 0 else None)
     passed_over: list[str] = []
     for folder, manifest in reversed(entries):
-        mine = replace(manifest, files=manifest.files[rank::world_size])
-        problems = [text for text in gather(damage(folder, mine, hashes=True)) if text]
-        if not problems:
+        problem = _damage_found(folder, manifest, rank, world_size, gather)
+        if problem is None:
             return (folder, manifest), passed_over
-        passed_over.append(f"checkpoint {folder.name} is damaged ({problems[0]})")
+        passed_over.append(f"checkpoint {folder.name} is damaged ({problem})")
     if passed_over:
         raise CheckpointError(
             f"every checkpoint in {checkpoints.uri} is damaged: {'; '.join(passed_over)}; "
             "remove that folder to train from the beginning"
         )
     return None, []
+
+
+def whole(
+    folder: Location,
+    rank: int,
+    world_size: int,
+    broadcast: Callable[[Any], Any],
+    gather: Callable[[Any], list[Any]],
+) -> tuple[Location, Manifest]:
+    """One checkpoint, if all its files match their hashes. Called by all ranks.
+
+    Raises `CheckpointError`. The arguments are those of `newest_whole`.
+    """
+    manifest: Manifest | None = broadcast(read_manifest(folder) if rank == 0 else None)
+    if manifest is None:
+        raise CheckpointError(f"there is no committed checkpoint {folder.uri} to go on from")
+    problem = _damage_found(folder, manifest, rank, world_size, gather)
+    if problem is not None:
+        raise CheckpointError(f"checkpoint {folder.uri} is damaged ({problem})")
+    return folder, manifest
+
+
+def _damage_found(
+    folder: Location,
+    manifest: Manifest,
+    rank: int,
+    world_size: int,
+    gather: Callable[[Any], list[Any]],
+) -> str | None:
+    """What is wrong with a checkpoint, its files shared out over the ranks; None if nothing is."""
+    mine = replace(manifest, files=manifest.files[rank::world_size])
+    problems = [text for text in gather(damage(folder, mine, hashes=True)) if text]
+    return problems[0] if problems else None
 
 
 def fetch(folder: Location, scratch: Path, is_first_on_node: bool) -> Path:

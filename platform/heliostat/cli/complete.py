@@ -40,6 +40,8 @@ def _overrides(job: JobEntry, incomplete: str) -> Completions:
     key, equals, _ = incomplete.partition("=")
     if key == "size" and equals:
         offers = [(f"size={size}", "") for size in (LAPTOP, *job.sizes())]
+    elif key == "sweep" and equals:
+        offers = [(f"sweep={name}", "") for name in job.sweeps()]
     elif equals:
         shapes = {dotted(path): shape for path, shape in walk(Section(job.config_class()), {})}
         choices = _choices(shapes[key]) if key in shapes else []
@@ -48,6 +50,8 @@ def _overrides(job: JobEntry, incomplete: str) -> Completions:
         rows = field_table(job.config_class())
         offers = [(f"{row.key}=", row.doc) for row in rows if row.type != "section"]
         offers.insert(0, ("size=", "Overlay in the job's sizes/."))
+        if job.sweeps():
+            offers.insert(1, ("sweep=", "For `heliostat sweep`: a file in the job's sweeps/."))
     return [offer for offer in offers if offer[0].startswith(incomplete)]
 
 

@@ -1,4 +1,4 @@
-"""What `train` and `claim` have in common: check, open the run, hand over to the job, report."""
+"""What `train`, `claim` and `sweep` have in common: check, open the run, hand over, report."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from heliostat.runs.summary import RunSummary
 if TYPE_CHECKING:
     from heliostat.runs.run import Run
 
-Work = Literal["run", "claim"]
-"""A function of the job's `job.py`."""
+Work = Literal["run", "claim", "sweep"]
+"""What a run is for; `run` and `claim` are functions of the job's `job.py`."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,14 @@ def refuse_infeasible(config: JobConfig) -> None:
         require_feasible(request, this_machine())
 
 
-def open_run(request: Request, job: JobEntry, loaded: LoadedConfig[JobConfig]) -> Run:
-    """Take the run's folder: a fresh one, or with a name the one that has it."""
+def open_run(
+    request: Request, job: JobEntry, loaded: LoadedConfig[JobConfig], digest: str | None = None
+) -> Run:
+    """Take the run's folder: a fresh one, or with a name the one that has it.
+
+    `digest` stands for everything that decides the result, where that is more than the config.
+    """
+    digest = digest or loaded.digest
     from heliostat.runs.run import Run
 
     output = resolve_output(loaded.config.out)
@@ -109,9 +115,9 @@ def open_run(request: Request, job: JobEntry, loaded: LoadedConfig[JobConfig]) -
     return open_folder(
         output.place,
         job.name,
-        name=request.run or fresh_name(request, loaded.digest),
+        name=request.run or fresh_name(request, digest),
         resolved_yaml=loaded.resolved_yaml,
-        digest=loaded.digest,
+        digest=digest,
         seed=loaded.config.seed,
         tracker=loaded.config.tracker,
     )

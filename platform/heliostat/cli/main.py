@@ -28,6 +28,7 @@ from heliostat.cli import (
     models,
     runs,
     serve,
+    sweep,
     train,
     verify,
 )
@@ -56,6 +57,7 @@ app = typer.Typer(
 )
 app.command(epilog=EPILOG)(train.train)
 app.command(epilog=EPILOG)(claim.claim)
+app.command(epilog=EPILOG)(sweep.sweep)
 app.command()(jobs.jobs)
 app.add_typer(config.app, name="config")
 app.add_typer(runs.app, name="runs")

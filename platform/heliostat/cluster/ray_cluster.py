@@ -94,6 +94,21 @@ def owns_cluster() -> bool:
     return bool(ray.get_runtime_context().gcs_address == _started)
 
 
+def own_address() -> str | None:
+    """The address of the cluster if this process started it, or shares it with who did."""
+    return _started if owns_cluster() else None
+
+
+def share_cluster(address: str | None) -> None:
+    """Say, in a process of a cluster, that the cluster ends with the process that started it.
+
+    Args:
+        address: what `own_address` said there.
+    """
+    global _started
+    _started = address
+
+
 def _start(dashboard: bool) -> Connection:
     import ray
 

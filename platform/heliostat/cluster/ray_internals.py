@@ -204,6 +204,34 @@ def use_auth_token() -> None:
     setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
+def remove_orphaned_placement_groups() -> int:
+    """Give back what actors of this job had placed before they died; returns how many places.
+
+    Ray keeps a placement group as long as the job lives, whoever made it. Ray Train's own cleaner
+    asks the dashboard, which a cluster of ours does not have.
+    """
+    import ray
+    from ray._private.state import state
+    from ray._raylet import ActorID, PlacementGroupID
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    removed = 0
+    for entry in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(entry)
+        if (
+            group.creator_job_id == job
+            # What the driver itself has placed counts as that of a dead actor.
+            and not ActorID(group.creator_actor_id).is_nil()
+            and group.creator_actor_dead
+            and group.state != PlacementGroupTableData.REMOVED
+        ):
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+            removed += 1
+    return removed
+
+
 def upload_limit_bytes() -> int:
     """The largest body that Ray's dashboard accepts, and so the largest submitted folder."""
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import yaml
 
 from heliostat.config.lines import FLOAT, INT, KeyPath, Plain, dotted
 
-MAY_DIFFER = ("resources", "tracker", "out")
-"""Top-level keys that do not decide a result: they may change when a run goes on."""
+MAY_DIFFER = ("resources", "tracker", "out", "sweep")
+"""Top-level keys that do not decide a result: they may change when a run goes on. (A sweep's own
+digest holds its section `sweep`.)"""
 
 _BREAKS = frozenset("\x85\u2028\u2029\ufeff")
 _REFERENCE = re.compile(r"(\\*)\$\{")
@@ -66,9 +67,9 @@ def digest_of(plain: Mapping[str, Plain]) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def differing_keys(old: Plain, new: Plain) -> list[str]:
-    """The dotted keys in which two plain configs differ, those in `MAY_DIFFER` left out."""
-    return [dotted(path) for path in _differing(old, new, ()) if path[0] not in MAY_DIFFER]
+def differing_keys(old: Plain, new: Plain, may_differ: Collection[str] = MAY_DIFFER) -> list[str]:
+    """The dotted keys in which two plain configs differ, those below `may_differ` left out."""
+    return [dotted(path) for path in _differing(old, new, ()) if path[0] not in may_differ]
 
 
 def _differing(old: Plain, new: Plain, path: KeyPath) -> Iterator[KeyPath]:

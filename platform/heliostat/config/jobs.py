@@ -68,6 +68,18 @@ class JobEntry:
         """The module `endpoint.py` with `endpoint`; imports torch."""
         return self._module("endpoint")
 
+    def has_sweep(self) -> bool:
+        """Whether the job can be swept."""
+        return (self.folder / "sweep.py").is_file()
+
+    def sweeps(self) -> tuple[str, ...]:
+        """The names of the sweeps in `sweeps/`, sorted."""
+        return tuple(sorted(path.stem for path in (self.folder / "sweeps").glob("*.yaml")))
+
+    def sweep_code(self) -> ModuleType:
+        """The module `sweep.py` with `TRIALS`; imports torch and Ray."""
+        return self._module("sweep")
+
     def _module(self, name: str) -> ModuleType:
         path = self.folder / f"{name}.py"
         if not path.is_file():

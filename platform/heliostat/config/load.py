@@ -10,7 +10,7 @@ dataclasses, unions with lists, or `IntRange`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -60,6 +60,7 @@ def load_config(
     size: str | None,
     overrides: Sequence[str],
     files: Sequence[Path] = (),
+    instead_of: str | None = None,
 ) -> LoadedConfig[JobConfig]:
     """The config of a job.
 
@@ -68,14 +69,17 @@ def load_config(
         size: An overlay in the job's `sizes/`; None for the one in `overrides`, else the laptop's.
         overrides: `key=value` arguments; `size=NAME` is one of them.
         files: Overlays of the user's own, applied in order.
+        instead_of: A top-level section that the files replace, rather than being laid over it.
 
     Raises:
         ConfigError: One sentence with file and line, key, value and the nearest valid choice.
     """
     named_size, keys = split_size(overrides)
     chosen = size or named_size or LAPTOP
-    paths = [job.folder / "config.yaml", *_size_file(job, chosen), *files]
-    layers = [read_file(path) for path in paths]
+    layers = [read_file(path) for path in (job.folder / "config.yaml", *_size_file(job, chosen))]
+    if instead_of is not None:
+        layers = [_without(layer, instead_of) for layer in layers]
+    layers += [read_file(path) for path in files]
     layers += [read_override(argument) for argument in keys]
     return load_layers(job.config_class(), layers, chosen)
 
@@ -108,6 +112,12 @@ def load_layers(
         origins={dotted(path): origin.where(path) for path, _ in walk(root, plain)},
         size=size,
     )
+
+
+def _without(layer: Layer, section: str) -> Layer:
+    """A layer without a top-level section."""
+    tree = {key: value for key, value in layer.tree.items() if key != section}
+    return replace(layer, tree=tree)
 
 
 def split_size(overrides: Sequence[str]) -> tuple[str | None, list[str]]:

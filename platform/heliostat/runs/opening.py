@@ -160,7 +160,9 @@ def _refuse_other_config(folder: Location, identity: Identity, spec: RunSpec) ->
     if identity.digest == spec.digest:
         return
     texts = ((folder / CONFIG_NAME).read_text(), spec.resolved_yaml)
-    keys = differing_keys(*(yaml.safe_load(text) for text in texts))
+    old, new = (yaml.safe_load(text) for text in texts)
+    # What is no part of a run's digest may be part of a sweep's.
+    keys = differing_keys(old, new) or differing_keys(old, new, ("resources", "tracker", "out"))
     before, after = (flatten_config(text) for text in texts)
     shown = [f"{key} was {before.get(key, ABSENT)} and is {after.get(key, ABSENT)}" for key in keys]
     more = len(shown) - _SHOWN_DIFFERENCES

@@ -24,6 +24,7 @@ from heliostat.runs.series import read_series
 from heliostat.storage import Location
 from heliostat.train.config import FitConfig, total_steps
 from heliostat.train.history import read_history
+from heliostat.train.judge import Judge
 from heliostat.train.monitor import start_monitor
 from heliostat.train.preflight import check_training
 from heliostat.train.spec import FitSpec, Outcome
@@ -76,6 +77,8 @@ def fit(
     resources: ResourcesConfig,
     name: str | None = None,
     start_from: Location | None = None,
+    judge: Judge | None = None,
+    branch_from: Location | None = None,
 ) -> FitResult:
     """Train a task as a stage of a run.
 
@@ -86,21 +89,42 @@ def fit(
         resources: workers and what each of them needs; may differ from one start to the next.
         name: of the stage; the task's own name if there is only one training of it in the run.
         start_from: a weights folder to start from instead of the task's initial weights.
+        judge: decides after each evaluation whether the training goes on.
+        branch_from: a committed checkpoint of a training that differs in its config alone; all of
+            it is taken over, optimiser, position in the data and step included.
 
     Raises:
         ConfigError: the request cannot work; nothing was started.
         InfeasibleError: the cluster can never place the workers.
         Interrupted: stopped on request; checkpointed. From other threads than the main one, call
             it through `in_parallel`, or no request to stop arrives.
+        JudgedToStop: the judge stopped it; checkpointed.
         TrainingFailed: it broke; what was checkpointed is safe.
     """
     stage = name or task.name
     digest = training_digest(task, config, start_from)
+    origin = {} if branch_from is None else {"branch": branch_from.uri}
 
     def work(folder: Location) -> dict[str, Any]:
-        return _train(task, config, folder, digest, run, resources, stage, start_from)
+        check_training(task, config, resources, folder)
+        spec = FitSpec(
+            task=task,
+            config=config,
+            folder=folder,
+            start_from=start_from,
+            digest=digest,
+            steps=total_steps(config, task.train_data().epoch_size),
+            gpus_per_worker=resources.gpus_per_worker,
+            may_lose_nodes=not owns_cluster(),
+            expert_parallel=resources.expert_parallel,
+            monitor=start_monitor(),
+            is_judged=judge is not None,
+            saves_to_be_judged=judge is not None and judge.saves,
+            branch_from=branch_from,
+        )
+        return _train(spec, run, resources, stage, judge)
 
-    done = run.stage(stage, {"training": digest}, work)
+    done = run.stage(stage, {"training": digest, **origin}, work)
     return FitResult(
         folder=run.folder / "stages" / stage,
         outcome=Outcome(**done["outcome"]),
@@ -116,42 +140,23 @@ def training_digest(task: Task, config: FitConfig, start_from: Location | None) 
 
 
 def _train(
-    task: Task,
-    config: FitConfig,
-    folder: Location,
-    digest: str,
-    run: Run,
-    resources: ResourcesConfig,
-    stage: str,
-    start_from: Location | None,
+    spec: FitSpec, run: Run, resources: ResourcesConfig, stage: str, judge: Judge | None
 ) -> dict[str, Any]:
     began = time.monotonic()
-    stream = task.train_data()
-    steps = total_steps(config, stream.epoch_size)
+    config = spec.config
     left_out = 0
     if config.epochs is not None:
-        left_out = int(config.epochs * stream.epoch_size) - steps * config.batch
-    check_training(task, config, resources, folder)
-    spec = FitSpec(
-        task=task,
-        config=config,
-        folder=folder,
-        start_from=start_from,
-        digest=digest,
-        steps=steps,
-        gpus_per_worker=resources.gpus_per_worker,
-        may_lose_nodes=not owns_cluster(),
-        expert_parallel=resources.expert_parallel,
-        monitor=start_monitor(),
-    )
+        samples = int(config.epochs * spec.task.train_data().epoch_size)
+        left_out = samples - spec.steps * config.batch
     plan = batch_plan(config.batch, config.micro_batch, resources.workers.high)
     logger.info(
         "%s: %d steps of %d samples = %d workers x micro batch %d x accumulation %d",
-        stage, steps, config.batch, resources.workers.high, plan.micro_batch, plan.accumulation,
+        stage, spec.steps, config.batch,
+        resources.workers.high, plan.micro_batch, plan.accumulation,
     )  # fmt: skip
-    outcome = Watch(spec, run, resources, stage).until_it_ends()
+    outcome = Watch(spec, run, resources, stage, judge).until_it_ends()
     if run.attempt > 1:
-        _log_what_was_missed(run, stage, read_history(folder / "metrics"))
+        _log_what_was_missed(run, stage, read_history(spec.folder / "metrics"))
     return {
         "outcome": asdict(outcome),
         "seconds": time.monotonic() - began,

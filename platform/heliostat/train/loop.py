@@ -64,7 +64,7 @@ class Loop:
                 keep=self.config.checkpoint.keep,
             ),
             before_commit=self._write_what_belongs_to_it,
-            last_committed=self.state.step or None,
+            last_committed=begun.committed_step,
         )
         self.stepper = Stepper(
             spec, ranks, self.engine, self.shared, self.plan, self.reader, self.history,
@@ -73,7 +73,7 @@ class Loop:
         self.profiler = Profiler(spec.folder / "profile", self.config.profile and ranks.rank == 0)
         self._preemption_checked_at = time.monotonic()
         self._has_saved_for_preemption = False
-        self._saved_step = self.state.step if self.state.step else -1
+        self._saved_step = begun.committed_step or -1
 
     def run(self) -> Outcome:
         """Train to the end, or until asked to stop."""
@@ -112,6 +112,8 @@ class Loop:
                 # Before stopping, since a training that goes on does not come back to this step.
                 if self._is_due(self.spec.evaluate_every):
                     self._evaluate()
+                    if self.spec.is_judged:
+                        must_stop = self._is_judged_to_stop() or must_stop
                 if must_stop and self.state.step < self.spec.steps:
                     return "stopped"
                 if self._is_due(self.spec.checkpoint_every):
@@ -156,6 +158,14 @@ class Loop:
             self._note(f"a node is being taken away: saving at step {self.state.step}")
             self._save()
             self._settle()
+
+    def _is_judged_to_stop(self) -> bool:
+        """The verdict on the evaluation just done: rank 0 asks, all ranks hear it."""
+        if self.spec.saves_to_be_judged:
+            self._save()
+            self._settle()
+        stops = self.link is not None and self.link.ask(self.state.step)
+        return bool(self.ranks.broadcast(stops))
 
     # Evaluating and saving.
 

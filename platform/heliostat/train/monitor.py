@@ -18,6 +18,7 @@ import ray
 logger = logging.getLogger(__name__)
 
 EXCHANGE_EVERY_S = 0.25
+ASK_EVERY_S = 0.03
 UNSENT_ROWS = 10_000
 """Kept while the driver cannot be reached."""
 
@@ -62,6 +63,8 @@ class News:
     notes: list[str]
     attempts: int
     """Starts of the workers so far."""
+    waiting: int | None = None
+    """The step whose evaluation waits for a verdict."""
 
 
 class Monitor:
@@ -73,6 +76,8 @@ class Monitor:
         self._failures: list[WorkerFailure] = []
         self._is_stopping = False
         self._attempts = 0
+        self._waiting: int | None = None
+        self._verdict: tuple[int, bool] | None = None
 
     def exchange(self, rows: list[Row], notes: list[str]) -> bool:
         """Take rank 0's news; returns whether training should stop."""
@@ -84,7 +89,22 @@ class Monitor:
         """Give the driver what came since the last call."""
         rows, self._rows = self._rows, []
         notes, self._notes = self._notes, []
-        return News(rows, notes, self._attempts)
+        return News(rows, notes, self._attempts, self._waiting)
+
+    def verdict(self, step: int) -> bool | None:
+        """Whether the training stops after the evaluation at `step`; None: not decided yet."""
+        if self._is_stopping:
+            return True
+        if self._verdict is not None and self._verdict[0] == step:
+            stops = self._verdict[1]
+            self._verdict = self._waiting = None
+            return stops
+        self._waiting = step
+        return None
+
+    def decide(self, step: int, stops: bool) -> None:
+        """Give the verdict on the evaluation at `step`."""
+        self._verdict, self._waiting = (step, stops), None
 
     def request_stop(self) -> None:
         """Ask training to save and stop at the next step."""
@@ -93,6 +113,8 @@ class Monitor:
     def begin_attempt(self) -> Attempt:
         """Count a start of the workers, and say whether there is a point in it."""
         self._attempts += 1
+        # Who waited is gone; the evaluation will be done, and judged, again.
+        self._waiting = self._verdict = None
         first: dict[tuple[int, str, str], int] = {}
         # Ranks of one attempt may well fail alike; only a later attempt makes it a habit.
         has_habit = any(
@@ -127,6 +149,7 @@ class MonitorLink:
     def __init__(self, monitor: Any) -> None:
         self._monitor = monitor
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
         self._rows: list[Row] = []
         self._notes: list[str] = []
         self._closing = threading.Event()
@@ -144,6 +167,13 @@ class MonitorLink:
         with self._lock:
             self._notes.append(text)
 
+    def ask(self, step: int) -> bool:
+        """Wait for the verdict on the evaluation at `step`: whether to stop."""
+        self._exchange()
+        while (stops := ray.get(self._monitor.verdict.remote(step))) is None:
+            time.sleep(ASK_EVERY_S)
+        return bool(stops)
+
     def close(self) -> None:
         """Send what is left and stop the thread."""
         self._closing.set()
@@ -155,6 +185,11 @@ class MonitorLink:
         self._exchange()
 
     def _exchange(self) -> None:
+        # Whoever asks for a verdict must not overtake the rows that it is about.
+        with self._sending:
+            self._send_queued()
+
+    def _send_queued(self) -> None:
         with self._lock:
             rows, self._rows = self._rows, []
             notes, self._notes = self._notes, []

@@ -62,6 +62,7 @@ def predict(
         batch_size: rows of one forward pass.
     """
     import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     from heliostat.cluster.feasibility import ResourceRequest, read_cluster, require_feasible
 
@@ -73,6 +74,8 @@ def predict(
     share = ray.remote(
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,
+        # Who calls from an actor that Ray Tune placed must not look for room in that place.
+        scheduling_strategy=PlacementGroupSchedulingStrategy(None),
         runtime_env=worker_runtime_env(gpu=bool(resources.gpus_per_worker)),
     )(predict_share)
     parts = ray.get(

@@ -31,6 +31,12 @@ class FitSpec:
     """Workers that share one copy of the experts."""
     monitor: Any
     """The handle of the monitor actor."""
+    is_judged: bool = False
+    """Whether to wait for a verdict after each evaluation (`judge.py`)."""
+    saves_to_be_judged: bool = False
+    """Whether to commit a checkpoint of the evaluation before."""
+    branch_from: Location | None = None
+    """A committed checkpoint of another training to go on from, while there is none of our own."""
 
     @property
     def checkpoints(self) -> Location:

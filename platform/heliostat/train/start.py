@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from heliostat.checkpoint.restore import (
     newest_whole,
     reshard,
     restore_random_state,
+    whole,
 )
 from heliostat.checkpoint.retention import collect_orphans
 from heliostat.data.reader import batch_plan
@@ -58,6 +59,8 @@ class Start:
     """Unique for this start of the worker group, the same on every rank."""
     notes: list[str] = field(default_factory=list)
     """What the user should know about it."""
+    committed_step: int | None = None
+    """Step of the newest checkpoint of this very training."""
 
 
 def current_ranks(spec: FitSpec) -> Ranks:
@@ -91,8 +94,13 @@ def start(spec: FitSpec, ranks: Ranks, attempt: int) -> Start:
         place = found[1].tag if found is not None else "the beginning"
         notes.append(f"goes on from {place}, on {ranks.world_size} workers")
     stream = spec.task.train_data()
+    own = found[1].state.step if found is not None else None
     if found is not None:
         _check_belongs(spec, stream, *found)
+    elif spec.branch_from is not None:
+        found = whole(spec.branch_from, ranks.rank, ranks.world_size, ranks.broadcast, ranks.gather)
+        _check_data(stream, *found)
+        notes.append(f"branches off from {spec.branch_from.uri}")
     universal = found is not None and must_reshard(found[1], ranks.world_size)
     model = spec.task.model()
     if found is None and spec.start_from is not None:
@@ -115,7 +123,8 @@ def start(spec: FitSpec, ranks: Ranks, attempt: int) -> Start:
         scratch_here = Path(_per_node(ranks, scratch))
         _restore(engine, folder, manifest, ranks, scratch_here, shared)
         ranks.barrier()
-    return Start(engine, shared, manifest.state, stream, attempt_name, notes)
+    state = manifest.state if own is not None else _branched(manifest.state)
+    return Start(engine, shared, state, stream, attempt_name, notes, own)
 
 
 def seed_everything(seed: int) -> None:
@@ -170,12 +179,21 @@ def _per_node(ranks: Ranks, scratch: str) -> str:
     return str(next(path for host, local, path in places if host == here and local == 0))
 
 
+def _branched(state: TrainState) -> TrainState:
+    """The donor's state without its best weights, which are not here."""
+    return replace(state, best_value=None, best_step=None, evaluations_since_best=0)
+
+
 def _check_belongs(spec: FitSpec, stream: Stream, folder: Location, manifest: Manifest) -> None:
     if manifest.config_digest != spec.digest:
         raise CheckpointError(
             f"checkpoint {folder.uri} belongs to another training (config {manifest.config_digest}"
             f", now {spec.digest}): start a new run for the new config"
         )
+    _check_data(stream, folder, manifest)
+
+
+def _check_data(stream: Stream, folder: Location, manifest: Manifest) -> None:
     if manifest.stream_fingerprint != stream.fingerprint:
         raise CheckpointError(
             f"the training data changed since checkpoint {folder.uri}: its stream was "

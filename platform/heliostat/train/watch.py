@@ -18,6 +18,7 @@ from heliostat.errors import HeliostatError, Interrupted, StorageError, Training
 from heliostat.runs.run import Run
 from heliostat.train.failure import Explanation, explain, screen
 from heliostat.train.interrupt import StopRequests
+from heliostat.train.judge import Evaluation, Judge, JudgedToStop
 from heliostat.train.monitor import News, Row, WorkerFailure
 from heliostat.train.progress import Progress
 from heliostat.train.spec import FitSpec, Outcome
@@ -25,6 +26,9 @@ from heliostat.train.spec import FitSpec, Outcome
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
+JUDGED_POLL_S = 0.05
+"""Where workers wait for a verdict."""
+EVALUATED = "eval/"
 ABANDON_S = 60.0
 """Time for workers to save when the driver can no longer watch them."""
 WAITING_NOTE_S = 60.0
@@ -34,8 +38,18 @@ WAITING_NOTE_S = 60.0
 class Watch:
     """One call of Ray Train's `fit`, in a thread, watched from the caller's."""
 
-    def __init__(self, spec: FitSpec, run: Run, resources: ResourcesConfig, stage: str) -> None:
+    def __init__(
+        self,
+        spec: FitSpec,
+        run: Run,
+        resources: ResourcesConfig,
+        stage: str,
+        judge: Judge | None,
+    ) -> None:
         self._spec, self._run, self._resources, self._stage = spec, run, resources, stage
+        self._judge = judge
+        self._is_condemned = False
+        self._evaluations: dict[int, dict[str, float]] = {}
         self._thread = threading.Thread(target=self._fit, name=f"fit-{stage}", daemon=True)
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
@@ -48,6 +62,7 @@ class Watch:
 
         Raises:
             TrainingFailed: with the one-screen explanation.
+            JudgedToStop: its judge stopped it.
             Interrupted: it was stopped on request.
         """
         with Progress(self._stage, self._spec.steps) as progress, StopRequests() as stop:
@@ -65,7 +80,8 @@ class Watch:
         if self._outcome.status == "repeated":
             raise self._failed(self._explain_habit())
         if self._outcome.status in ("stopped", "not begun"):
-            raise Interrupted(self._where_it_stopped(self._outcome))
+            kind = JudgedToStop if self._is_condemned else Interrupted
+            raise kind(self._where_it_stopped(self._outcome))
         return self._outcome
 
     def _fit(self) -> None:
@@ -82,11 +98,14 @@ class Watch:
         monitor = self._spec.monitor
         waiting_since = time.monotonic()
         while self._thread.is_alive():
-            self._thread.join(POLL_S)
+            self._thread.join(POLL_S if self._judge is None else JUDGED_POLL_S)
             if stop.is_new():
                 logger.warning("%s: stopping at the next step, with a checkpoint", self._stage)
                 ray.get(monitor.request_stop.remote())
-            self._take(ray.get(monitor.drain.remote()), progress)
+            news = ray.get(monitor.drain.remote())
+            self._take(news, progress)
+            if self._judge is not None:
+                self._let_judge(self._judge, news.waiting)
             if not self._attempts and time.monotonic() - waiting_since > WAITING_NOTE_S:
                 waiting_since = time.monotonic()
                 logger.warning(
@@ -96,12 +115,38 @@ class Watch:
                 )
         self._take(ray.get(monitor.drain.remote()), progress)
 
+    def _let_judge(self, judge: Judge, waiting: int | None) -> None:
+        """Pass on what the judge wants, and its verdict on the evaluation that waits for one."""
+        import ray
+
+        monitor = self._spec.monitor
+        if waiting is not None and waiting in self._evaluations:
+            evaluation = Evaluation(
+                step=waiting,
+                steps=self._spec.steps,
+                index=-(-waiting // self._spec.evaluate_every),
+                metrics=self._evaluations.pop(waiting),
+            )
+            stops = not judge.goes_on(evaluation)
+            self._is_condemned = stops
+            ray.get(monitor.decide.remote(waiting, stops))
+        elif not self._is_condemned and judge.wants_stop():
+            self._is_condemned = True
+            ray.get(monitor.request_stop.remote())
+
     def _take(self, news: News, progress: Progress) -> None:
         self._attempts = news.attempts
         for note in news.notes:
             logger.warning("%s: %s", self._stage, note)
         for row in news.rows:
             self._last_step = max(self._last_step, int(row["step"]))
+            evaluated = {
+                key.removeprefix(EVALUATED): value
+                for key, value in row.items()
+                if key.startswith(EVALUATED)
+            }
+            if evaluated and self._judge is not None:
+                self._evaluations[int(row["step"])] = evaluated
             self._log(row)
         progress.add(news.rows)
 
