@@ -68,6 +68,18 @@ def test_only_runs_know_mlflow() -> None:
     assert importers(others, "mlflow") == []
 
 
+def test_only_sweeps_know_tune_and_optuna() -> None:
+    files = python_files(PLATFORM, ROOT / "jobs")
+    others = [path for path in files if not inside(path, (PLATFORM / "sweep",))]
+    known = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in others
+        for name in imports(path)
+        if name.split(".")[0] == "optuna" or f"{name}.".startswith("ray.tune.")
+    ]
+    assert known == []
+
+
 def test_no_job_knows_another() -> None:
     """What several jobs share is a package that is no job, such as `jobs.corpora`."""
     folders = sorted(path for path in (ROOT / "jobs").iterdir() if path.is_dir())

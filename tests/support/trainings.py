@@ -29,6 +29,7 @@ from heliostat.train.config import (
     ZeroConfig,
 )
 from heliostat.train.fit import FitResult, fit
+from heliostat.train.judge import Judge
 from tiny_task import TinyTask
 
 TRAIN_ROWS = 103
@@ -72,9 +73,18 @@ class Trainings:
         *,
         workers: int = 1,
         run: str | None = None,
+        judge: Judge | None = None,
+        branch_from: Location | None = None,
     ) -> FitResult:
         with self.run(run) as begun:
-            return fit(task, config, run=begun, resources=resources(workers))
+            return fit(
+                task,
+                config,
+                run=begun,
+                resources=resources(workers),
+                judge=judge,
+                branch_from=branch_from,
+            )
 
     def folder(self, run: str, task: TinyTask) -> Location:
         """Where a training keeps what it makes."""

@@ -22,6 +22,7 @@ from heliostat.config.nearest import nearest_names
 from heliostat.config.output import resolve_output
 from heliostat.errors import ConfigError, UserError
 from heliostat.storage import Location
+from heliostat.sweep.config import KINDS
 from heliostat.sweep.plan import SweepPlan, check_keys, check_metrics, make_plan
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from heliostat.sweep.contract import TrialKind
 
 NAMED = "sweep="
+SPACE = "sweep.space."
 
 
 def sweep(
@@ -89,7 +91,7 @@ def run_sweep(name: str, overrides: Sequence[str], files: Sequence[Path], run: s
 def read_plan(job: JobEntry, overrides: Sequence[str], files: Sequence[Path]) -> SweepPlan:
     """The checked sweep that the words of the command line ask for."""
     names = [text.removeprefix(NAMED) for text in overrides if text.startswith(NAMED)]
-    keys = [text for text in overrides if not text.startswith(NAMED)]
+    keys = [unnested(text) for text in overrides if not text.startswith(NAMED)]
     if len(set(names)) > 1:
         raise ConfigError(f"{COMMAND_LINE}: sweep is given twice, as {' and as '.join(names)}")
     if not names:
@@ -104,6 +106,17 @@ def read_plan(job: JobEntry, overrides: Sequence[str], files: Sequence[Path]) ->
         )
     file = job.folder / "sweeps" / f"{names[0]}.yaml"
     return make_plan(load_config(job, None, keys, [file, *files], instead_of="sweep"))
+
+
+def unnested(override: str) -> str:
+    """`sweep.space.fit.lr.grid=[1]` as the section it means, whose key is `fit.lr`."""
+    if not override.startswith(SPACE):
+        return override
+    key, equals, value = override.removeprefix(SPACE).partition("=")
+    above, _, kind = key.rpartition(".")
+    if kind in KINDS:
+        key, value = above, f"{{{kind}: {value}}}"
+    return f'sweep.space={{"{key}": {value}}}' if equals and key else override
 
 
 def kind_of(job: JobEntry, plan: SweepPlan) -> TrialKind:

@@ -91,7 +91,7 @@ def load_layers(
     root = Section(kind)
     known = known_keys(root, [layer.tree for layer in layers])
     layers = [checked(layer, root, known) for layer in layers]
-    complete, origin = completed(root, merge(layers), layers)
+    complete, origin = completed(root, merge(layers, root), layers)
     resolved = resolve(root, complete, origin)
     # A section that was itself an interpolation is known only now.
     for path, _, _ in unknown_keys(root, resolved):

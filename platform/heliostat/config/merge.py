@@ -16,14 +16,14 @@ from heliostat.config.keys import known_keys
 from heliostat.config.layers import Layer, Provenance, value_at
 from heliostat.config.lines import KeyPath, Plain, dotted
 from heliostat.config.nearest import nearest_keys, one_of
-from heliostat.config.schema import Section
+from heliostat.config.schema import Nullable, Section, walk
 from heliostat.errors import ConfigError
 
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 _REFERENCE = re.compile(r"Interpolation key '(.*)' not found")
 
 
-def merge(layers: Sequence[Layer]) -> dict[str, Plain]:
+def merge(layers: Sequence[Layer], root: Section) -> dict[str, Plain]:
     """All layers in one tree: sections and entries key by key, everything else replaced.
 
     Raises `ConfigError` for an interpolation that cannot be read.
@@ -31,6 +31,10 @@ def merge(layers: Sequence[Layer]) -> dict[str, Plain]:
     merged = DictConfig({})
     for number, layer in enumerate(layers, start=1):
         _refuse_resolvers(layer, layer.tree, ())
+        for path, shape in walk(root, layer.tree):
+            inner = shape.inner if isinstance(shape, Nullable) else shape
+            if isinstance(inner, Section) and inner.is_whole:
+                _drop(merged, path, value_at(layer.tree, path))
         try:
             laid = OmegaConf.merge(merged, OmegaConf.create(layer.tree))
         except OmegaConfBaseException as error:
@@ -39,6 +43,17 @@ def merge(layers: Sequence[Layer]) -> dict[str, Plain]:
         assert isinstance(laid, DictConfig)
         merged = laid
     return _plain(merged, resolve=False)
+
+
+def _drop(merged: DictConfig, path: KeyPath, given: Plain) -> None:
+    """Take out what a whole section held before, where a layer gives it anew."""
+    above = merged
+    for name in path[:-1]:
+        if not isinstance(above, DictConfig) or name not in above:
+            return
+        above = above[name]
+    if isinstance(above, DictConfig) and path[-1] in above and isinstance(given, dict):
+        del above[path[-1]]
 
 
 def resolve(root: Section, tree: Mapping[str, Plain], origin: Provenance) -> dict[str, Plain]:

@@ -87,9 +87,18 @@ class Own:
 
 @dataclass(frozen=True)
 class Section:
-    """A nested dataclass."""
+    """A nested dataclass.
+
+    One with a class attribute `IS_WHOLE` that is true is one value, though written as several keys:
+    a later source replaces it rather than adding keys to it.
+    """
 
     kind: type
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a later source replaces it."""
+        return bool(getattr(self.kind, "IS_WHOLE", False))
 
 
 Shape = Scalar | Choice | Items | Entries | Either | Nullable | Own | Section

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from heliostat.config.contract import JobConfig
 from heliostat.errors import ConfigError
@@ -25,6 +26,9 @@ Value = bool | int | float | str | None
 @dataclass(frozen=True)
 class RangeConfig:
     """The values of one key; exactly one of the kinds is given."""
+
+    IS_WHOLE: ClassVar[bool] = True
+    """A later file or override says anew what the values are."""
 
     choice: list[bool | int | float | str | None] | None = None
     """One of these."""

@@ -68,16 +68,13 @@ class Director:
         self._is_closing = False
 
     def _unfinished(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-        """What was cut off; a trial that failed is tried once more, as a run would be.
-
-        A member whose successor is on record was being replaced when everything was killed.
-        """
+        """What was cut off; a trial that failed is tried once more, as a run would be."""
         newest = {record.number: record for record in records}
-        return [
-            record
-            for record in records
-            if (record.is_open or record.status == "failed") and newest[record.number] is record
-        ]
+        for record in records:
+            if record.is_open and newest[record.number] is not record:
+                # It was being replaced when everything was killed.
+                self.ledger.write(self._gone(record))
+        return [record for record in newest.values() if record.is_open or record.status == "failed"]
 
     def _again(self, record: TrialRecord) -> TrialRecord:
         """What was at work waits for a place."""
@@ -143,8 +140,10 @@ class Director:
     def _next_record(self) -> TrialRecord | None:
         waiting = [self.ledger[name] for name in self._queue]
         if waiting:
-            # Members of a population that are behind go first.
-            record = min(waiting, key=lambda one: (_reached(one), self._queue.index(one.name)))
+            record = waiting[0]
+            if isinstance(self._policy, Population):
+                # Members that are behind go first.
+                record = min(waiting, key=_reached)
             self._queue.remove(record.name)
             return self._after_a_pause(record)
         if not self._may_begin():
@@ -267,18 +266,17 @@ class Director:
         )
         # The child first: a member that is killed in between has two records, never none.
         self.ledger.write(child)
-        self.ledger.write(
-            replace(
-                self._timed(record, "replaced"),
-                metrics=dict(record.points[-1].metrics),
-                ended=clock.now(),
-            )
-        )
+        self.ledger.write(self._gone(record))
         self._tell(
             f"{record.name} gives way to {name}: from {donor.name} at step {step}, with "
             f"{spelled(child.values)}"
         )
         return child
+
+    def _gone(self, record: TrialRecord) -> TrialRecord:
+        """The record of a member that was replaced."""
+        metrics = dict(record.points[-1].metrics)
+        return replace(self._timed(record, "replaced"), metrics=metrics, ended=clock.now())
 
     def _changed(self, donor: TrialRecord, name: str) -> Values:
         """The donor's values, changed a little, as a config that the job accepts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from heliostat.cluster import ray_internals
@@ -24,6 +25,7 @@ def test_every_private_name_is_there() -> None:
     )
 
     assert hasattr(GlobalState, "get_cluster_config")
+    assert hasattr(GlobalState, "_connect_and_get_accessor")
     assert hasattr(AuthenticationTokenLoader, "has_token")
     assert callable(GcsClient)
     assert ray_internals.NODE_GROUP_LABEL == RAY_NODE_GROUP_KEY
@@ -47,3 +49,33 @@ def test_the_autoscalers_report_is_read() -> None:
     group.resources["GPU"] = 8
     read = ray_internals.groups_of_config(config)
     assert read == (ray_internals.AutoscalerGroup("gpu", {"GPU": 8.0}, None),)
+
+
+def test_the_places_of_an_actor_that_was_killed_are_given_back(ray_cluster: None) -> None:
+    import ray
+    from ray.util.placement_group import (
+        PlacementGroup,
+        placement_group,
+        placement_group_table,
+        remove_placement_group,
+    )
+
+    class Placer:
+        def place(self) -> PlacementGroup:
+            self.group = placement_group([{"CPU": 0.25}])
+            ray.get(self.group.ready())
+            return self.group
+
+    own = placement_group([{"CPU": 0.25}])
+    ray.get(own.ready())
+    placer = ray.remote(num_cpus=0)(Placer).remote()
+    left_behind = ray.get(placer.place.remote())
+    assert ray_internals.remove_orphaned_placement_groups() == 0
+    ray.kill(placer)
+    deadline = time.monotonic() + 60
+    while ray_internals.remove_orphaned_placement_groups() == 0:
+        assert time.monotonic() < deadline, "Ray did not say that the actor is dead"
+        time.sleep(0.2)
+    assert placement_group_table(left_behind)["state"] == "REMOVED"
+    assert placement_group_table(own)["state"] == "CREATED"
+    remove_placement_group(own)
