@@ -7,6 +7,7 @@ combination that the job refuses; such a trial is recorded with the reason and n
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from heliostat.sweep.config import RangeConfig, SweepConfig, Value, sweep_config
 from heliostat.sweep.space import Space, Values
 
 SECTION = "sweep"
+CELLS_CHECKED = 200
+"""Cells of a grid that are checked beforehand, which takes a few seconds; a later one that the job
+refuses is recorded when its turn comes."""
 MAY_CHANGE = ("budget", "parallel", "max_failures", "show", "second", "at_most")
 """Settings that may be others when a sweep goes on."""
 
@@ -101,7 +105,7 @@ def make_plan(loaded: LoadedConfig[JobConfig]) -> SweepPlan:
     for key, values in ranges.items():
         _check_values(plan, key, values)
     if settings.searcher == "grid":
-        for cell in plan.space.cells():
+        for cell in itertools.islice(plan.space.cells(), CELLS_CHECKED):
             try:
                 plan.config_of(cell)
             except ConfigError as error:

@@ -103,7 +103,8 @@ def test_every_trial_is_one_row_of_the_table(tmp_path: Path) -> None:
 
 
 def test_values_of_several_kinds_can_be_one_column(tmp_path: Path) -> None:
-    settings = SweepConfig(metric="loss", space={"window": RangeConfig(choice=[1, "wide", None])})
+    space = {"window": RangeConfig(choice=[1, "wide", None])}
+    settings = SweepConfig(metric="loss", searcher="grid", space=space)
     records = [
         TrialRecord(trial_name(n), n, {"window": value}, status="finished", metrics={"loss": 1.0})
         for n, value in enumerate([1, "wide", None])
