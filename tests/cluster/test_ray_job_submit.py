@@ -188,6 +188,19 @@ def test_a_run_that_lost_a_worker_and_two_drivers_ends_as_if_nothing_had_happene
     assert result(folder)["metrics"] == undisturbed.metrics
 
 
+def test_a_submitted_sweep_over_the_bundle_ends_in_a_table(
+    head: RayHead, checkout: Path, home: Path, undisturbed: Undisturbed
+) -> None:
+    words = ["size=quick", "sweep=knobs", *TINY, f"out={home / 'sweeps'}", "--run", "knobs"]
+    bundle = f"sweep.bundle={undisturbed.folder / 'bundle'}"
+    done = head.submit(checkout, ["heliostat", "sweep", "support_templates", *words, bundle])
+    assert done.process.returncode == 0, done.text
+    assert "at a time" in done.text
+    assert "12 trials, the highest top5 first" in done.text
+    assert (home / "sweeps" / "knobs" / "sweep.parquet").is_file()
+    assert (home / "sweeps" / "knobs" / "best.yaml").is_file()
+
+
 def running(submission: Submission) -> bool:
     assert submission.process.poll() is None, submission.text
     return True
