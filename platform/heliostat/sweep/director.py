@@ -295,10 +295,10 @@ class Director:
 
     def _pinned(self, donor: TrialRecord, child: str) -> tuple[Location, int] | None:
         """The donor's newest checkpoint, kept from being removed until the child has read it."""
-        stages = (self._sweep / TRIALS / donor.name / "stages").list()
-        found = [entry for stage in stages for entry in committed(stage / "checkpoints")]
-        for folder, manifest in sorted(found, key=lambda entry: -entry[1].state.step):
-            if any(point.step == manifest.state.step for point in donor.points):
+        training = self._sweep / TRIALS / donor.name / "stages" / donor.points[-1].stage
+        evaluated = {point.step for point in donor.points}
+        for folder, manifest in reversed(committed(training / "checkpoints")):
+            if manifest.state.step in evaluated:
                 pin(folder, child)
                 # The donor trains on, and may have removed it just now.
                 if read_manifest(folder) is not None:

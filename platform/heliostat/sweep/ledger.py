@@ -39,6 +39,9 @@ class Point:
     """Of the whole training."""
     index: int
     metrics: Mapping[str, float]
+    stage: str = ""
+    """The stage of the trial's run that was evaluated; empty for a trial that trains in a way of
+    its own."""
 
 
 @dataclass(frozen=True)

@@ -96,9 +96,13 @@ class Performance:
             tracker=setting.tracker,
         ) as run:
             trial = GatedTrial(run, setting, order.branch, self._gate)
-            metrics = {
-                name: float(value) for name, value in kind.trial(order.loaded.config, trial).items()
-            }
+            try:
+                returned = kind.trial(order.loaded.config, trial)
+            except JudgedToStop as stop:
+                # It can go on; until then its last evaluation stands for it.
+                run.finish(self._gate.latest, "interrupted", error=str(stop))
+                raise
+            metrics = {name: float(value) for name, value in returned.items()}
             if absent := [name for name in kind.metrics if name not in metrics]:
                 raise Fault(
                     f"the trial returned {', '.join(metrics)}, but kind {setting.kind} of "
@@ -118,15 +122,26 @@ class Gate:
         self._verdicts: queue.Queue[bool] = queue.Queue()
         self._is_ended = threading.Event()
         self._waits = False
+        self.stage = ""
+        """The stage that is judged."""
+        self.latest: dict[str, float] = {}
+        """The newest evaluation."""
 
     # The trial's side.
 
     def goes_on(self, evaluation: Evaluation) -> bool:
         """Hand the evaluation out and wait for the verdict."""
+        self.latest = evaluation.metrics
         if self._is_ended.is_set():
             return False
         self._out.put(
-            Point(evaluation.step, evaluation.steps, evaluation.index, evaluation.metrics)
+            Point(
+                step=evaluation.step,
+                steps=evaluation.steps,
+                index=evaluation.index,
+                metrics=evaluation.metrics,
+                stage=self.stage,
+            )
         )
         return self._verdicts.get()
 
@@ -186,6 +201,7 @@ class GatedTrial:
         if self._has_fitted:
             raise Fault("a trial may call trial.fit once; its other trainings are plain fit(...)")
         self._has_fitted = True
+        self._gate.stage = name or task.name
         return fit(
             task,
             config,

@@ -26,7 +26,7 @@ from heliostat.cluster.cluster_reader import read_cluster
 from heliostat.cluster.ray_cluster import own_address
 from heliostat.cluster.resources import ResourceRequest
 from heliostat.config.resources import ONE
-from heliostat.errors import HeliostatError, Interrupted, TrainingFailed
+from heliostat.errors import Fault, HeliostatError, Interrupted, TrainingFailed
 from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
 from heliostat.runs.tracker_address import tracker_address
@@ -137,9 +137,13 @@ def _run_all(
 
         run_trials(director, request, scratch, each)
     _tidy(scratch)
-    if director.left and director.is_closed:
-        done = sum(not record.is_open for record in director.ledger.records())
+    records = director.ledger.records()
+    is_cut_off = any(record.is_open for record in records)
+    if director.is_closed and (is_cut_off or director.left):
+        done = sum(not record.is_open for record in records)
         raise Interrupted(f"the sweep was stopped after {done} of {plan.trials} trials")
+    if is_cut_off:
+        raise Fault("the sweep ended before its trials did")
 
 
 class _News:

@@ -32,7 +32,7 @@ def sweep(tmp_path: Path) -> Location:
 
 
 def point(index: int, loss: float) -> Point:
-    return Point(4 * index, STEPS, index, {"loss": loss, "mean_id": 0.0})
+    return Point(4 * index, STEPS, index, {"loss": loss, "mean_id": 0.0}, "tiny")
 
 
 def finish(director: Director, order: TrialOrder | None, loss: float = 1.0) -> None:
