@@ -98,7 +98,7 @@ class BudgetConfig:
 
 @dataclass(frozen=True)
 class AshaConfig:
-    """Asynchronous successive halving (Li et al. 2020): at each rung the worse trials stop."""
+    """Asynchronous successive halving (Li et al. 2020): of those at a rung the best go on."""
 
     unit: str = field(default="evaluation", metadata={"choices": UNITS})
     """What rungs are counted in: evaluations of the trial, or its optimiser steps."""

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from heliostat.sweep.config import PbtConfig, SweepConfig
 from heliostat.sweep.ledger import Point, TrialRecord
 
@@ -71,7 +73,12 @@ class _Named:
 
 
 class Halving:
-    """Asynchronous successive halving, by Ray Tune."""
+    """Asynchronous successive halving, by Ray Tune, and with hindsight.
+
+    Tune compares a trial with those that were at its rung before it, once. The first trials of a
+    sweep so pass every rung for want of others. We ask again at each evaluation: a trial that is
+    not among the best of its newest rung any more, now that others have been there, stops as well.
+    """
 
     saves = False
 
@@ -100,10 +107,36 @@ class Halving:
         if record.name not in self._known:
             self._known.add(record.name)
             self._asha.on_trial_add(None, trial)
-        time = point.index if self._settings.asha.unit == "evaluation" else point.step
+        time = self._time(point)
         value = signed(self._settings, point)
         action = self._asha.on_trial_result(None, trial, {"time": time, "value": value})
-        return "stop" if action == self._asha.STOP else "continue"
+        if action == self._asha.STOP or self._is_outdone(record.at(point), others):
+            return "stop"
+        return "continue"
+
+    def _is_outdone(self, record: TrialRecord, others: Sequence[TrialRecord]) -> bool:
+        """Whether a trial is not among the best at its newest rung, by what is known now."""
+        time = self._time(record.points[-1])
+        rung = float(self._settings.asha.grace)
+        if time < rung:
+            return False
+        while rung * self._settings.asha.reduction <= time:
+            rung *= self._settings.asha.reduction
+        mine = self._at_rung(record, rung)
+        there = [self._at_rung(other, rung) for other in others]
+        values = [value for value in (mine, *there) if value is not None]
+        assert mine is not None
+        share = 1 - 1 / self._settings.asha.reduction
+        return len(values) > 1 and mine < float(np.quantile(values, share))
+
+    def _at_rung(self, record: TrialRecord, rung: float) -> float | None:
+        """What a trial had when it came to a rung; None if it never did."""
+        reached = (point for point in record.points if self._time(point) >= rung)
+        first = next(reached, None)
+        return None if first is None else signed(self._settings, first)
+
+    def _time(self, point: Point) -> int:
+        return point.index if self._settings.asha.unit == "evaluation" else point.step
 
 
 class Population:

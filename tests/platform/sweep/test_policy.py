@@ -70,6 +70,17 @@ def test_halving_decides_as_its_paper_says(seed: int) -> None:
             del alive[name]
 
 
+def test_a_trial_that_came_first_stops_when_later_ones_were_better_at_its_rung() -> None:
+    policy = Halving(ASHA, [])
+    first = TrialRecord("t000", 0, {}).at(point(1, 0.9))
+    assert policy.decide(TrialRecord("t000", 0, {}), point(1, 0.9), ()) == "continue"
+    better = [TrialRecord(f"t00{n}", n, {}).at(point(1, 0.9 - n / 10)) for n in (1, 2)]
+    assert policy.decide(first, point(2, 0.8), []) == "continue"
+    assert policy.decide(first, point(2, 0.8), better) == "stop"
+    best = TrialRecord("t003", 3, {}).at(point(1, 0.1))
+    assert policy.decide(best, point(2, 0.8), [first, *better]) == "continue"
+
+
 def test_a_sweep_that_goes_on_halves_as_if_it_had_never_stopped() -> None:
     losses = [0.5, 0.4, 0.6, 0.3, 0.55, 0.2]
     whole = Halving(ASHA, [])
