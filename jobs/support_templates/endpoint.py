@@ -22,7 +22,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from heliostat.runs.bundle import Bundle
-from heliostat.serve.contract import Example, Page
+from heliostat.serve.contract import Example, Form, Page
 from heliostat.serve.errors import ApiError, ErrorBody
 from heliostat.serve.events import EventLog, EventsAway, RepeatedEvent
 from heliostat.serve.service import Service, Version
@@ -48,7 +48,17 @@ TEMPLATES_EVERY_S = 10.0
 RANKING_KEPT = 20
 """Templates of a ranking that are logged."""
 
-VIEW = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+_HERE = Path(__file__).parent
+VIEW = (_HERE / "page.js").read_text(encoding="utf-8")
+FORM = Form(
+    label="Conversation, a message a line: customer: ..., advocate: ... or system: ...",
+    write=(_HERE / "form_write.js").read_text(encoding="utf-8"),
+    read=(_HERE / "form_read.js").read_text(encoding="utf-8"),
+)
+PURPOSE = (
+    "Reads a support conversation and says which of the reply templates an advocate most probably "
+    "needs next. It writes nothing to customers: an advocate sees the suggestions and chooses."
+)
 
 
 def endpoint(config: Config) -> SupportEndpoint:
@@ -76,7 +86,7 @@ class SupportEndpoint:
         if config.templates is not None:
             read = partial(read_templates, Location.of(config.templates))
             self._templates = Watched(read, TEMPLATES_EVERY_S, "the table of templates")
-        self.page = Page(path="/suggest", examples=EXAMPLES, view=VIEW)
+        self.page = Page("/suggest", EXAMPLES, VIEW, purpose=PURPOSE, form=FORM)
 
     def open(self, bundle: Bundle) -> SuggestionModel:
         """Load a version, and let it read and rank once."""

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    field_validator,
+)
 
 Id = Annotated[str, Field(min_length=1, max_length=200)]
+_TEXT = TypeAdapter(StrictStr)
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_TEXT.validate_python)]
+"""A time as text; pydantic would take a number of seconds as well, which RFC 3339 is not."""
 
 
 class ChatMessage(BaseModel):
@@ -16,7 +31,7 @@ class ChatMessage(BaseModel):
 
     role: Literal["customer", "system", "advocate"] = Field(description="Who wrote it.")
     text: str = Field(max_length=20_000, description="What was written; it is redacted here.")
-    sent_at: AwareDatetime | None = Field(None, description="When, RFC 3339 with a time zone.")
+    sent_at: Moment | None = Field(None, description="When, RFC 3339 with a time zone.")
 
 
 class SuggestRequest(BaseModel):
@@ -27,13 +42,22 @@ class SuggestRequest(BaseModel):
     case_id: Id = Field(description="The case; all its requests get one version of the model.")
     advocate_id: Id | None = Field(None, description="The advocate; needed for the holdout.")
     messages: list[ChatMessage] = Field(
-        min_length=1, max_length=500, description="The conversation, oldest message first."
+        min_length=1,
+        max_length=500,
+        description="The conversation, oldest message first; one at least says something.",
+        json_schema_extra={
+            "contains": {"properties": {"text": {"pattern": r"\S"}}, "required": ["text"]}
+        },
     )
-    k: int = Field(5, ge=1, le=20, description="Suggestions at most.")
+    k: StrictInt = Field(5, ge=1, le=20, description="Suggestions at most.")
     min_probability: float = Field(
-        0.0, ge=0.0, le=1.0, description="Suggestions less probable than this are left out."
+        0.0,
+        strict=True,
+        ge=0.0,
+        le=1.0,
+        description="Suggestions less probable than this are left out.",
     )
-    exclude_used: bool = Field(False, description="Leave out what used_template_ids names.")
+    exclude_used: StrictBool = Field(False, description="Leave out what used_template_ids names.")
     used_template_ids: list[Id] = Field(
         default_factory=list, max_length=500, description="Templates sent in this case already."
     )
@@ -89,5 +113,5 @@ class Feedback(BaseModel):
 
     suggestion_id: Annotated[str, Field(min_length=1, max_length=64)]
     chosen_template_id: Id | None = Field(None, description="null: the advocate wrote the reply.")
-    selection_time_ms: int = Field(ge=0, le=86_400_000, description="Time the choice took.")
-    edited: bool = Field(False, description="Whether the template was changed before it was sent.")
+    selection_time_ms: StrictInt = Field(ge=0, le=86_400_000, description="Time the choice took.")
+    edited: StrictBool = Field(False, description="Whether it was changed before it was sent.")

@@ -60,7 +60,7 @@ class BatchStatistics:
     """Items whose client went before they were computed."""
     last_size: int = 0
     seconds_a_batch: float = field(default=0.05)
-    """Recent mean."""
+    """Recent mean, of which a batch can raise a fifth at most."""
     items_a_batch: float = 1.0
     """Recent mean."""
 
@@ -74,6 +74,7 @@ class Batcher(Generic[Item, Result]):
         limits: BatchLimits,
         thread: ThreadPoolExecutor,
         observe: Callable[[int], None] = lambda size: None,
+        seconds_alone: float = 0.05,
     ) -> None:
         """Make a batcher.
 
@@ -82,13 +83,14 @@ class Batcher(Generic[Item, Result]):
             limits: of a batch and of the queue.
             thread: what `compute` runs in; shared by the versions of a model.
             observe: told the size of every batch.
+            seconds_alone: what one item takes, as far as is known.
         """
         self._compute, self._limits, self._thread = compute, limits, thread
         self._observe = observe
         self._queue: deque[_Waiting[Item, Result]] = deque()
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self.statistics = BatchStatistics()
+        self.statistics = BatchStatistics(seconds_a_batch=seconds_alone)
 
     @property
     def waiting(self) -> int:
@@ -208,7 +210,9 @@ class Batcher(Generic[Item, Result]):
         statistics.batches += 1
         statistics.items += size
         statistics.last_size = size
-        statistics.seconds_a_batch += 0.2 * (seconds - statistics.seconds_a_batch)
+        # A single stall of the machine must not make the next second refuse everything.
+        bounded = min(seconds, 2 * statistics.seconds_a_batch)
+        statistics.seconds_a_batch += 0.2 * (bounded - statistics.seconds_a_batch)
         statistics.items_a_batch += 0.2 * (size - statistics.items_a_batch)
         self._observe(size)
 

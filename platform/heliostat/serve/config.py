@@ -24,7 +24,7 @@ class LimitsConfig:
     """Longest time for an answer, seconds; then 504."""
     queue: int = 256
     """Requests of a replica that may wait for the model; one more is answered with 503."""
-    answer_ms: float = 250.0
+    answer_ms: float = 500.0
     """A request whose answer is foretold by the last batches to take longer than this, in
     milliseconds, is answered with 503, unless no other waits."""
     requests_per_minute: float | None = 6000.0

@@ -63,6 +63,19 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Form:
+    """How a person writes a request without writing JSON."""
+
+    label: str
+    """What to write, in one line."""
+    write: str
+    """JavaScript: the body of `function (request)` that gives a request as text."""
+    read: str
+    """JavaScript: the body of `function (text, request)` that gives the request that a text means,
+    with whatever else the last one had; throws an `Error` that says what is wrong."""
+
+
+@dataclass(frozen=True)
 class Page:
     """What the page for people shows besides the card."""
 
@@ -71,6 +84,10 @@ class Page:
     examples: tuple[Example, ...]
     view: str
     """JavaScript: the body of `function (request, answer, element)` that shows an answer."""
+    purpose: str = ""
+    """What the model does, in a sentence or two."""
+    form: Form | None = None
+    """None: the form takes JSON."""
 
 
 class Endpoint(Protocol):

@@ -110,8 +110,9 @@ def add_handlers(app: FastAPI) -> None:
     from starlette.exceptions import HTTPException
     from starlette.responses import JSONResponse
 
-    def respond(error: ApiError) -> Response:
-        return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
+    def respond(error: ApiError, more: Mapping[str, str] | None = None) -> Response:
+        headers = {**error.headers(), **(more or {})}
+        return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
     @app.exception_handler(ApiError)
     async def api_error(_: Any, error: ApiError) -> Response:
@@ -128,7 +129,8 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Any, error: HTTPException) -> Response:
-        return respond(ApiError(error.status_code, str(error.detail)))
+        # Such as Allow, where the method is wrong.
+        return respond(ApiError(error.status_code, str(error.detail)), error.headers)
 
 
 def validation(found: Sequence[Mapping[str, Any]]) -> ApiError:

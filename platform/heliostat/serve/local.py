@@ -47,8 +47,10 @@ def serving(job: str, overrides: Sequence[str], lineup: Lineup) -> Iterator[Runn
     fresh = _first_key(config.keys)
     description = describe(job, overrides, lineup)
     check(description, "this endpoint")
+    # Both are read when Ray's processes start. Ray runs its workers at niceness 15; a replica that
+    # somebody waits for must not yield to whatever else this machine does.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if config.http.haproxy:
-        # Read when Ray's processes start.
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     connection = connect("local", dashboard=True)
     try:

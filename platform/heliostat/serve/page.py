@@ -33,8 +33,12 @@ def front_page(endpoint: Endpoint, card: str, *, needs_key: bool) -> str:
         title=endpoint.title,
         card=Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(card)),
         needs_key=needs_key,
+        purpose=page.purpose,
         settings=Markup(_script_json(settings)),
         view=Markup(page.view),
+        form=page.form,
+        write=Markup(page.form.write if page.form else ""),
+        read=Markup(page.form.read if page.form else ""),
     )
     return text
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -223,13 +224,16 @@ class Service:
         model = self._endpoint.open(found)
         example = model.example()
         full = min(self._limits.items, max(1, self._limits.tokens // model.cost(example)))
-        for size in (1, full):
-            model.predict([example] * size)
+        model.predict([example] * full)
+        began = time.perf_counter()
+        model.predict([example])
+        seconds_alone = time.perf_counter() - began
         batcher = Batcher(
             model.predict,
             self._limits,
             self._thread,
             partial(self._telemetry.batch, version=version),
+            seconds_alone,
         )
         return Version(version, found, model, batcher)
 

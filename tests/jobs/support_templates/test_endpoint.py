@@ -3,112 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
+import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from browser import Browser, browse, chromium
-from example_job import command_environment
-from ray_head import free_ports
+from served_endpoint import Served, conversation, serving
 from support_bundle import write_support_bundle
 
 from jobs.support_templates.split import is_held_out
 
 ROOT = Path(__file__).parents[3]
-START_S = 120
 WORDS = ("card", "refund", "transfer", "password", "charge", "statement", "fee", "limit")
-
-
-@dataclass
-class Served:
-    """A running endpoint."""
-
-    url: str
-    folder: Path
-    process: subprocess.Popen[str]
-    key: str
-    dashboard: str
-    versions: dict[str, str]
-    """Version of each bundle in the folder."""
-    log: list[str] = field(default_factory=list)
-
-    def ask(
-        self, path: str, body: object = None, *, key: str | None = "", method: str | None = None
-    ) -> tuple[int, dict[str, Any]]:
-        """Status and JSON of an answer."""
-        data = (
-            body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-        )
-        headers = {"content-type": "application/json"}
-        if key is not None:
-            headers["authorization"] = f"Bearer {key or self.key}"
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            text = error.read()
-            try:
-                return error.code, json.loads(text)
-            except ValueError:
-                # Not the endpoint, but Serve's proxy without a replica.
-                return error.code, {"text": text.decode()}
-
-    def suggest(self, text: str = "my card was declined", **more: Any) -> dict[str, Any]:
-        """An answer that must be one."""
-        status, answer = self.ask("/v1/support/suggest", conversation(text, **more))
-        assert status == 200, answer
-        return answer
-
-    def deploy(self, *bundles: str, shadow: str | None = None) -> subprocess.CompletedProcess[str]:
-        """`heliostat serve build` and `deploy` with other bundles of the folder."""
-        words = [word for bundle in bundles for word in ("--bundle", bundle)]
-        words += ["--shadow", shadow] if shadow else []
-        built = self.heliostat("serve", "build", "support_templates", *self.settings, *words)
-        assert built.returncode == 0, built.stderr
-        return self.heliostat("serve", "deploy", "serve.yaml", "--address", self.dashboard)
-
-    def kill_replicas(self) -> None:
-        """kill -9, as a machine that fails would."""
-        for found in psutil.Process(self.process.pid).children(recursive=True):
-            if "ServeReplica" in " ".join(found.cmdline()):
-                found.kill()
-
-    @property
-    def settings(self) -> list[str]:
-        return [f"serve.http.port={self.url.rpartition(':')[2]}"]
-
-    def heliostat(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "heliostat.cli.main", *words],
-            cwd=self.folder,
-            env=environment(self.folder),
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-
-
-def environment(folder: Path) -> dict[str, str]:
-    given = command_environment(folder)
-    return {**given, "PYTHONPATH": f"{given['PYTHONPATH']}{os.pathsep}{ROOT}"}
-
-
-def conversation(text: str, **more: Any) -> dict[str, Any]:
-    return {"case_id": "case", "messages": [{"role": "customer", "text": text}], **more}
 
 
 @pytest.fixture(scope="module")
@@ -118,41 +33,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         name: write_support_bundle(folder / name, seed, leave_out=out)
         for name, seed, out in (("one", 1, 0), ("two", 2, 3), ("three", 3, 0))
     }
-    (port,) = free_ports(1)
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "heliostat.cli.main",
-            "serve",
-            "support_templates",
-            f"serve.http.port={port}",
-            "--bundle",
-            "one",
-        ],
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    said: list[str] = []
-    timer = threading.Timer(START_S, process.kill)
-    timer.start()
-    assert process.stdout is not None
-    for line in process.stdout:
-        said.append(line)
-        if "Ctrl-C" in line:
-            break
-    timer.cancel()
-    text = "".join(said)
-    assert "Ctrl-C" in text, text
-    key, address = re.search(r"hs_\S+", text), re.search(r"--address (\S+)", text)
-    assert key is not None
-    dashboard = address[1] if address else "http://127.0.0.1:8265"
-    yield Served(f"http://127.0.0.1:{port}", folder, process, key[0], dashboard, versions, said)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    with serving(folder, versions, "--bundle", "one") as running:
+        yield running
 
 
 @pytest.fixture
@@ -255,6 +137,15 @@ BAD = "never repeat this text"
         (conversation(BAD, k=21), 422, "invalid", "k"),
         (conversation(BAD, min_probability=1.5), 422, "invalid", "min_probability"),
         (conversation(BAD, kk=1), 422, "invalid", "kk"),
+        (conversation(BAD, **{BAD: 1}), 422, "invalid", "?"),
+        (conversation(BAD, k="5"), 422, "invalid", "k"),
+        (conversation(BAD, exclude_used=0), 422, "invalid", "exclude_used"),
+        (
+            {"case_id": "c", "messages": [{"role": "system", "text": "x", "sent_at": 0}]},
+            422,
+            "invalid",
+            "messages.0.sent_at",
+        ),
         (
             conversation(BAD, used_template_ids=["general.greet", "none"]),
             422,
@@ -407,7 +298,18 @@ def test_the_page_shows_a_conversation_and_its_suggestions(served: Served, tmp_p
         await browser.until("document.querySelectorAll('#answers table tr').length === 5")
         await browser.picture(tmp_path / "page.png")
         answers = await browser.run("document.querySelector('#answers').innerText")
+        written = await browser.run("document.querySelector('#text').value")
+        await browser.run(
+            "document.querySelector('#text').value = "
+            "'customer: my refund is late\\nadvocate: hello\\nand welcome'"
+        )
+        await browser.run("document.querySelector('#text').dispatchEvent(new Event('input'))")
+        request = await browser.run("document.querySelector('#body').value")
+        await browser.run("document.querySelector('#text').value = 'nobody says this'")
+        await browser.run("document.querySelector('#text').dispatchEvent(new Event('input'))")
+        refused = await browser.run("document.querySelector('#text').validationMessage")
         await browser.run("document.querySelector('#body').value = '{'")
+        await browser.run("document.querySelector('#body').dispatchEvent(new Event('input'))")
         await browser.run("document.querySelector('form button').click()")
         await browser.until("document.querySelectorAll('#answers article').length === 2")
         mistake = await browser.run("document.querySelector('#answers .error').innerText")
@@ -416,19 +318,94 @@ def test_the_page_shows_a_conversation_and_its_suggestions(served: Served, tmp_p
             "answers": answers,
             "mistake": mistake,
             "card": card,
+            "written": written,
+            "request": json.loads(request),
+            "refused": refused,
             "requested": browser.requested,
             "complaints": browser.complaints,
         }
 
     seen = browse(story)
     assert "a transfer to my sister never arrived" in seen["answers"]
-    assert "1 EMAIL" in seen["answers"]
+    assert "hidden from it: 1 email" in seen["answers"]
+    assert seen["written"].startswith("customer: hello\nsystem: An advocate has joined")
+    assert seen["request"] == {
+        "case_id": "example-2",
+        "messages": [
+            {"role": "customer", "text": "my refund is late"},
+            {"role": "advocate", "text": "hello\nand welcome"},
+        ],
+        "k": 5,
+    }
+    assert "Begin the first line with customer:" in seen["refused"]
     assert "5." in seen["answers"]
     assert "not valid JSON" in seen["mistake"]
     assert "Random weights, for tests." in seen["card"]
     assert seen["complaints"] == []
     assert all(url.startswith((served.url, "data:")) for url in seen["requested"])
     assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+def test_every_metric_of_the_dashboard_is_published(served: Served) -> None:
+    dashboard = json.loads((ROOT / "cluster" / "grafana" / "serving.json").read_text())
+    asked = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"ray_heliostat_\w+", target["expr"])
+    }
+    assert len(asked) > 5
+    served.suggest()
+    until = time.monotonic() + 60
+    while missing := {name for name in asked if f"\n{name}{{" not in served.metrics()}:
+        assert time.monotonic() < until, missing
+        time.sleep(1)
+    text = served.metrics()
+    assert f'version="{served.versions["one"]}"' in text
+    assert 'key="first"' in text
+    assert served.key not in text
+
+
+def test_clients_that_ask_together_share_a_batch(served: Served) -> None:
+    def batches() -> tuple[float, float]:
+        found = re.findall(
+            r"ray_heliostat_serve_batch_items_(count|sum)\{.*\} (\S+)", served.metrics()
+        )
+        kinds = ("count", "sum")
+        count, total = (sum(float(v) for kind, v in found if kind == want) for want in kinds)
+        return count, total
+
+    def settled() -> tuple[float, float]:
+        before = batches()
+        while True:
+            time.sleep(6)
+            after = batches()
+            if after == before:
+                return after
+            before = after
+
+    count, total = settled()
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: served.suggest(f"a fee of {number}"), range(320)))
+    more_count, more_total = settled()
+    assert more_total - total == 320
+    assert (more_total - total) / (more_count - count) > 2
+
+
+def test_clients_that_hang_up_free_their_places(served: Served) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    body = json.dumps(conversation("a refund " * 400)).encode()
+    head = (
+        f"POST /v1/support/suggest HTTP/1.1\r\nhost: {host}\r\n"
+        f"authorization: Bearer {served.key}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    ).encode()
+    for _ in range(200):
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(head + body)
+    began = time.monotonic()
+    assert served.suggest()["suggestions"]
+    assert time.monotonic() - began < 10
 
 
 def test_the_api_is_described(served: Served) -> None:

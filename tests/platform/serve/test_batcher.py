@@ -204,6 +204,19 @@ def test_what_is_foretold_to_be_answered_too_late_is_refused_but_one_may_always_
     play(hasty, story)
 
 
+def test_one_stall_does_not_make_the_next_requests_be_refused() -> None:
+    async def story(batcher: Batcher[int, int], model: Doubling) -> None:
+        batcher.statistics.seconds_a_batch = 0.001
+        model.gate.clear()
+        tasks = await started(batcher, [0])
+        await asyncio.sleep(0.3)
+        model.gate.set()
+        await asyncio.gather(*tasks)
+        assert batcher.statistics.seconds_a_batch < 0.0013
+
+    play(LIMITS, story)
+
+
 def test_a_model_that_gives_too_few_results_fails_every_item() -> None:
     async def story() -> None:
         with ThreadPoolExecutor(1) as thread:

@@ -218,6 +218,19 @@ def test_errors_of_an_application_behind_the_gate_have_one_shape() -> None:
         assert SECRET.encode() not in found[2]
 
 
+def test_a_wrong_method_is_told_the_right_ones() -> None:
+    app = FastAPI()
+    add_handlers(app)
+
+    @app.get("/only-get")
+    async def only_get() -> None:
+        return None
+
+    status, headers, body = ask(rules(), "/only-get", app=app, method="DELETE")
+    assert (status, headers["allow"]) == (405, "GET")
+    assert error_of(body)["code"] == "method_not_allowed"
+
+
 def test_a_routes_own_error_keeps_its_field() -> None:
     status, _, body = ask(rules(), "/refuses")
     assert status == 409

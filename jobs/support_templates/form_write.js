@@ -1,0 +1,1 @@
+return request.messages.map((message) => `${message.role}: ${message.text}`).join("\n");

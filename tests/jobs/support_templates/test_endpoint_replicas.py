@@ -1,0 +1,146 @@
+"""The endpoint with two replicas behind HTTPS: what has to hold over all of them."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from served_endpoint import Served, conversation, serving
+from support_bundle import write_support_bundle
+
+PER_MINUTE = 240
+
+
+def write_certificate(folder: Path, name: str) -> None:
+    """A key and a certificate for a host name, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "chain.pem").write_bytes(certificate.public_bytes(pem))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("replicas")
+    versions = {
+        name: write_support_bundle(folder / name, seed) for name, seed in (("one", 1), ("two", 2))
+    }
+    write_certificate(folder, "suggestions.example.com")
+    words = [
+        "serve.replicas=2",
+        "serve.cpus_per_replica=0.5",
+        f"serve.limits.requests_per_minute={PER_MINUTE}",
+        "serve.http.tls_key=key.pem",
+        "serve.http.tls_certificate=chain.pem",
+    ]
+    with serving(folder, versions, *words, "--bundle", "one") as running:
+        running.context = ssl.create_default_context(cafile=str(folder / "chain.pem"))
+        running.context.check_hostname = False
+        yield running
+
+
+def replicas_and_versions(served: Served) -> set[tuple[str, str]]:
+    found = set()
+    for _ in range(24):
+        _, health = served.ask("/healthz", key=None)
+        found.add((health["replica"], health["versions"][0]["version"]))
+    return found
+
+
+def test_it_speaks_https_and_a_new_lineup_is_in_every_replica_when_deploy_returns(
+    served: Served,
+) -> None:
+    assert served.url.startswith("https://127.0.0.1:")
+    before = replicas_and_versions(served)
+    assert {version for _, version in before} == {served.versions["one"]}
+    assert len(before) == 2
+    done = served.deploy("two")
+    assert done.returncode == 0, done.stderr
+    after = replicas_and_versions(served)
+    assert {name for name, _ in after} == {name for name, _ in before}
+    assert {version for _, version in after} == {served.versions["two"]}
+
+
+def test_of_the_same_feedback_sent_at_once_to_all_replicas_one_is_kept(served: Served) -> None:
+    suggestion = served.suggest()["suggestion_id"]
+
+    def send(number: int) -> int:
+        event = {
+            "suggestion_id": suggestion,
+            "chosen_template_id": f"choice.{number}",
+            "selection_time_ms": number,
+        }
+        return served.ask("/v1/support/feedback", event)[0]
+
+    with ThreadPoolExecutor(12) as pool:
+        assert Counter(pool.map(send, range(24))) == {202: 1, 409: 23}
+    _, lifecycle = served.ask("/v1/support/lifecycle")
+    assert lifecycle["selections"] == 1
+
+
+def test_a_key_comes_is_limited_over_all_replicas_and_goes_without_a_deployment(
+    served: Served,
+) -> None:
+    made = served.heliostat("serve", "key", "greedy")
+    greedy = made.stdout.split()[0]
+
+    def ask(_: int = 0) -> int:
+        return served.ask("/v1/support/model", key=greedy)[0]
+
+    def until(status: int) -> None:
+        end = time.monotonic() + 30
+        while Counter(ask() for _ in range(8)) != {status: 8}:
+            assert time.monotonic() < end
+            time.sleep(0.5)
+
+    until(200)
+    began = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        found = Counter(pool.map(ask, range(2 * PER_MINUTE)))
+    seconds = time.monotonic() - began
+    assert set(found) == {200, 429}
+    assert PER_MINUTE * 0.6 < found[200] < PER_MINUTE * (1 + seconds / 60)
+    assert int(served.headers["retry-after"]) >= 1
+    assert served.ask("/v1/support/model")[0] == 200
+    served.heliostat("serve", "key", "greedy", "--remove")
+    until(403)
+
+
+def test_replicas_are_replaced_without_dropping_a_request(served: Served) -> None:
+    before = {name for name, _ in replicas_and_versions(served)}
+    served.settings = [*served.settings, "serve.limits.body_mb=0.5"]
+    with ThreadPoolExecutor(1) as pool:
+        deployed = pool.submit(served.deploy, "two")
+        seen = Counter[int]()
+        while not deployed.done():
+            seen[served.ask("/v1/support/suggest", conversation("a fee"))[0]] += 1
+            time.sleep(0.3)
+    assert deployed.result().returncode == 0, deployed.result().stderr
+    assert set(seen) == {200}
+    assert not before & {name for name, _ in replicas_and_versions(served)}
+    assert served.ask("/v1/support/suggest", b"x" * 600_000)[0] == 413
