@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
@@ -28,6 +28,8 @@ from heliostat.storage import Location
 
 IMPORT_PATH = "heliostat.serve.replica:build"
 DEPLOYMENT = "endpoint"
+SERVE_DEFAULT = 5
+"""Serve's max_ongoing_requests where nothing is said."""
 HEADROOM = 64
 """Requests beyond queue and batches that Serve hands to a replica, so that the replica is the one
 that refuses, at once and in our words. As many may wait in a proxy while there is no replica."""
@@ -84,7 +86,14 @@ def check(raw: object, file: str, *, is_here: bool = True) -> Mapping[str, Any]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{file}: {where}: {first['msg']}") from None
+    port = raw.get("http_options", {}).get("port", 8000)
+    if isinstance(port, bool) or not 0 < port < 65_536:
+        raise ConfigError(f"{file}: http_options.port is {port}; expected 1 to 65535")
+    if not raw["applications"]:
+        raise ConfigError(f"{file} has no application; to end an endpoint: serve shutdown")
     for application in raw["applications"]:
+        if "name" not in application:
+            raise ConfigError(f"{file}: an application has no name; expected its job's")
         if application.get("import_path") == IMPORT_PATH:
             _check_endpoint(application, file, is_here)
     return raw
@@ -161,8 +170,10 @@ def _check_keys(raw: Mapping[str, Any], schema: Any, where: str) -> None:
             _check_keys(value, inner, f"{where}: {key}")
         elif inner is not None and isinstance(value, Sequence) and not isinstance(value, str):
             for index, entry in enumerate(value):
-                if isinstance(entry, Mapping):
-                    _check_keys(entry, inner, f"{where}: {key}[{index}]")
+                place = f"{where}: {key}[{index}]"
+                if not isinstance(entry, Mapping):
+                    raise ConfigError(f"{place} is {entry!r}; expected keys and values")
+                _check_keys(entry, inner, place)
 
 
 def _model_of(annotation: Any) -> Any:
@@ -179,19 +190,48 @@ def _model_of(annotation: Any) -> Any:
 
 def _check_endpoint(application: Mapping[str, Any], file: str, is_here: bool) -> None:
     """The parts of an application that are ours."""
-    name, args = application.get("name"), application.get("args", {})
-    if set(args) != {"job", "overrides"}:
-        raise ConfigError(f"{file}: {name}: args has {sorted(args)}; expected job and overrides")
+    name = application["name"]
     try:
-        loaded = load_config(find_job(args["job"]), None, cast(list[str], args["overrides"]), [])
-        config = serve_config(loaded.config)
+        job, overrides = _arguments(application.get("args"))
+        config = serve_config(load_config(find_job(job), None, overrides, []).config)
         if config.keys != OFF and is_here:
             read_keys(Location.of(config.keys))
+        if application.get("route_prefix", "/") != "/":
+            raise ConfigError(f"route_prefix is {application['route_prefix']!r}; expected /")
         deployments = application.get("deployments", [])
-        if [one.get("name") for one in deployments] != [DEPLOYMENT]:
+        if [_name(one) for one in deployments] != [DEPLOYMENT]:
             raise ConfigError(f"expected one deployment, named {DEPLOYMENT}")
+        _check_room(deployments[0], config)
         for bundle in lineup_of(deployments[0].get("user_config") or {}).bundles:
             if is_here:
-                load_bundle(bundle, kind=args["job"])
+                load_bundle(bundle, kind=job)
     except UserError as error:
         raise ConfigError(f"{file}: {name}: {error}") from None
+
+
+def _arguments(args: object) -> tuple[str, list[str]]:
+    """What `replica.build` is given: the job, and words of its config."""
+    given = args if isinstance(args, Mapping) else {}
+    if set(given) != {"job", "overrides"}:
+        raise ConfigError(f"args has {sorted(given)}; expected job and overrides")
+    job, overrides = given["job"], given["overrides"]
+    if not isinstance(job, str):
+        raise ConfigError(f"args.job is {job!r}; expected the name of a job")
+    if not isinstance(overrides, list) or not all(isinstance(word, str) for word in overrides):
+        raise ConfigError(f"args.overrides is {overrides!r}; expected a list of key=value")
+    return job, overrides
+
+
+def _name(deployment: object) -> object:
+    return deployment.get("name") if isinstance(deployment, Mapping) else None
+
+
+def _check_room(deployment: Mapping[str, Any], config: ServeConfig) -> None:
+    """Refuse what would keep batches from filling: Serve hands out 5 at a time by default."""
+    found = deployment.get("max_ongoing_requests", SERVE_DEFAULT)
+    needed = config.limits.queue + config.batching.items
+    if found < needed:
+        raise ConfigError(
+            f"max_ongoing_requests is {found}, so batches would never fill; expected at least "
+            f"{needed} (serve.limits.queue + serve.batching.items), as heliostat serve build writes"
+        )

@@ -78,7 +78,7 @@ def lineup_of(raw: Mapping[str, object]) -> Lineup:
     versions, shadow = raw.get("versions"), raw.get("shadow")
     if not isinstance(versions, Sequence) or isinstance(versions, str):
         raise ConfigError("user_config.versions is no list; expected {bundle, percent} for each")
-    if shadow is not None and not isinstance(shadow, str):
+    if shadow is not None and not (isinstance(shadow, str) and shadow):
         raise ConfigError(f"user_config.shadow is {shadow!r}; expected the path of a bundle")
     return Lineup(tuple(_share_of(entry) for entry in versions), shadow)
 
@@ -87,9 +87,13 @@ def _share_of(entry: object) -> Share:
     if not isinstance(entry, Mapping) or not {"bundle"} <= set(entry) <= {"bundle", "percent"}:
         raise ConfigError(f"user_config.versions holds {entry!r}; expected {{bundle, percent}}")
     percent = entry.get("percent", WHOLE)
-    if isinstance(percent, bool) or not isinstance(percent, (int, float)):
+    if isinstance(percent, bool) or not isinstance(percent, (int, float)) or percent != percent:
         raise ConfigError(f"user_config.versions has the share {percent!r}; expected a number")
-    return Share(str(entry["bundle"]), float(percent))
+    if not isinstance(entry["bundle"], str) or not entry["bundle"]:
+        raise ConfigError(
+            f"user_config.versions has the bundle {entry['bundle']!r}; expected a path or URI"
+        )
+    return Share(entry["bundle"], float(percent))
 
 
 def _unit(key: str) -> float:

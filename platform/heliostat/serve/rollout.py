@@ -15,7 +15,7 @@ from typing import Any
 from heliostat.cluster.ray_cluster import present_token
 from heliostat.errors import Fault, UserError
 from heliostat.runs.bundle import load_bundle
-from heliostat.serve.deployment import DEPLOYMENT
+from heliostat.serve.deployment import DEPLOYMENT, IMPORT_PATH
 from heliostat.serve.health import Address
 
 POLL_S = 0.25
@@ -32,9 +32,9 @@ class Goal:
     shadow: str | None
 
 
-def goal_of(description: Mapping[str, Any]) -> Goal:
-    """The lineup of a description whose bundles this machine can read."""
-    (deployment,) = description["applications"][0]["deployments"]
+def goal_of(application: Mapping[str, Any]) -> Goal:
+    """The lineup of an application whose bundles this machine can read."""
+    (deployment,) = application["deployments"]
     assert deployment["name"] == DEPLOYMENT
     lineup = deployment["user_config"]
     copied = lineup.get("shadow")
@@ -77,11 +77,13 @@ def deploy(description: Mapping[str, Any], dashboard: str, address: Address | No
             "did not start; is there room for it, and for a new replica beside each old one "
             "(serve.surge)?",
         )
-        if address is None:
+        # There is one of ours at most: it takes every path.
+        ours = [one for one in description["applications"] if one["import_path"] == IMPORT_PATH]
+        if address is None or not ours:
             return []
-        goal = goal_of(description)
+        goal, name = goal_of(ours[0]), str(ours[0]["name"])
         _wait(
-            lambda: _agree(_replicas(client, names[0]), address, goal),
+            lambda: _agree(_replicas(client, name), address, goal),
             LINEUP_LIMIT_S,
             "did not take the new versions",
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,14 @@ def test_replicas_that_scale_and_tls_are_written_as_serve_knows_them(
             "nowhere is no complete bundle",
         ),
         (
+            lambda raw: raw["applications"][0]["deployments"][0].pop("max_ongoing_requests"),
+            "max_ongoing_requests is 5, so batches would never fill; expected at least 272",
+        ),
+        (lambda raw: raw["http_options"].update(port=True), "port is True; expected 1 to 65535"),
+        (lambda raw: raw["applications"].clear(), "serve.yaml has no application"),
+        (lambda raw: raw["applications"][0].pop("name"), "an application has no name"),
+        (lambda raw: raw["applications"][0].update(route_prefix="/x"), "expected /"),
+        (
             lambda raw: raw["applications"][0]["deployments"].append({"name": "other"}),
             "expected one deployment, named endpoint",
         ),
@@ -115,7 +124,30 @@ def test_a_mistake_is_named(
     with pytest.raises(ConfigError) as refused:
         check(spoiled, "serve.yaml")
     assert said in str(refused.value)
-    assert str(refused.value).startswith("serve.yaml: ")
+    assert str(refused.value).startswith("serve.yaml")
+
+
+def test_whatever_a_value_is_replaced_by_is_accepted_or_named(written: dict[str, Any]) -> None:
+    """Never a traceback: what a person may write into any place."""
+    anything = [None, 1, -1, "x", "", [], {}, [1], {"a": 1}, True, 1e99, float("nan")]
+    for path in places(written):
+        for value in anything:
+            spoiled: Any = copy.deepcopy(written)
+            inner = spoiled
+            for part in path[:-1]:
+                inner = inner[part]
+            inner[path[-1]] = value
+            with contextlib.suppress(ConfigError):
+                check(spoiled, "serve.yaml", is_here=False)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value in nested mappings and lists."""
+    if path:
+        yield path
+    if isinstance(value, (dict, list)):
+        for part, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(inner, (*path, part))
 
 
 def test_files_that_are_none_are_told(tmp_path: Path) -> None:
