@@ -18,7 +18,7 @@ import torch
 
 from heliostat.runs.bundle import load_bundle
 from jobs.support_templates.data.rows import Message
-from jobs.support_templates.suggest import Conversation, SuggestionModel
+from jobs.support_templates.suggest import Conversation, Scores, SuggestionModel
 
 BATCH = 16
 WAIT_S = 0.005
@@ -43,9 +43,9 @@ def read(model: SuggestionModel, body: dict[str, Any]) -> Conversation:
     return found
 
 
-def answer(model: SuggestionModel, logits: Any) -> dict[str, Any]:
+def answer(model: SuggestionModel, scores: Scores) -> dict[str, Any]:
     """The five best templates."""
-    ranking = model.rank(logits)
+    ranking = model.rank(scores)
     best = zip(ranking.template_ids[:5], ranking.probabilities, strict=False)
     return {"suggestions": [{"template_id": name, "probability": p} for name, p in best]}
 

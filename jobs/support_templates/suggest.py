@@ -23,6 +23,7 @@ from heliostat.runs.bundle import Bundle
 from jobs.support_templates.bundle import TemplateClassifier, open_classifier
 from jobs.support_templates.contexts import Window, context, context_marks, context_texts
 from jobs.support_templates.data.rows import Message, Template
+from jobs.support_templates.label_map import LabelMap
 from jobs.support_templates.redaction.redactor import Redactor, build_redactor
 from jobs.support_templates.split import is_held_out
 from models.metrics import masked_probabilities
@@ -39,6 +40,21 @@ class Conversation:
     window: Window
     redactions: Mapping[str, int]
     """Replaced spans by kind."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the classifier says of a conversation."""
+
+    logits: NDArray[np.float32]
+    """[classes]"""
+    label_map: LabelMap
+    """Names the classes; another version may have another."""
+
+    def best(self, k: int) -> frozenset[str]:
+        """The k templates with the highest logits, retired ones included."""
+        order = np.argsort(-self.logits, kind="stable")[:k]
+        return frozenset(self.label_map.name(int(index)) for index in order)
 
 
 @dataclass(frozen=True)
@@ -90,8 +106,8 @@ class SuggestionModel:
         """Tokens of the context."""
         return len(item.window.tokens)
 
-    def predict(self, items: Sequence[Conversation]) -> list[NDArray[np.float32]]:
-        """The logits of each context, [classes]."""
+    def predict(self, items: Sequence[Conversation]) -> list[Scores]:
+        """The scores of each context."""
         longest = max(len(item.window.tokens) for item in items)
         width = -(-longest // PAD_TO) * PAD_TO
         codec = self.classifier.codec
@@ -106,7 +122,8 @@ class SuggestionModel:
             logits = self.classifier.model(
                 torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
             )
-        return list(logits.float().numpy())
+        label_map = self.classifier.label_map
+        return [Scores(row, label_map) for row in logits.float().numpy()]
 
     def example(self) -> Conversation:
         """A context of full length."""
@@ -126,12 +143,9 @@ class SuggestionModel:
             "top5_at_release": self.top5_at_release,
         }
 
-    def agreement(self, served: NDArray[np.float32], shadow: NDArray[np.float32]) -> float:
-        """Share of the five best labels that both name; versions with other labels share none."""
-        if len(served) != len(shadow):
-            return 0.0
-        first, second = (set(np.argsort(-logits)[:5].tolist()) for logits in (served, shadow))
-        return len(first & second) / max(1, len(first))
+    def agreement(self, served: Scores, shadow: Scores) -> float:
+        """Share of the five best templates that both name."""
+        return agreement(served, shadow)
 
     # What the route calls.
 
@@ -147,13 +161,15 @@ class SuggestionModel:
         window = context(tokens, self._marks, self.classifier.context)
         return None if window is None else Conversation(window, dict(redactions))
 
-    def rank(self, logits: NDArray[np.float32], leave_out: Collection[str] = ()) -> Ranking:
+    def rank(self, scores: Scores, leave_out: Collection[str] = ()) -> Ranking:
         """Calibrated probabilities over the templates that may be suggested."""
         active = self._active & self.classifier.label_map.active_mask(leave_out)
         if not active.any():
             return Ranking((), ())
         probabilities = masked_probabilities(
-            torch.from_numpy(logits[None]), self.classifier.temperature, torch.from_numpy(active)
+            torch.from_numpy(scores.logits[None]),
+            self.classifier.temperature,
+            torch.from_numpy(active),
         )[0].numpy()
         # Stable, so that ties go to the lower label index.
         order = np.argsort(-probabilities, kind="stable")[: int(active.sum())]
@@ -190,6 +206,12 @@ class SuggestionModel:
             )
             self._active_until = time.monotonic() + ACTIVE_S
         return self._active_mask
+
+
+def agreement(served: Scores, shadow: Scores) -> float:
+    """Share of the five best templates that both name, whatever the labels of each are."""
+    first, second = served.best(5), shadow.best(5)
+    return len(first & second) / max(1, len(first))
 
 
 def is_retired(template: Template, now: datetime) -> bool:
