@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -406,6 +408,40 @@ def test_clients_that_hang_up_free_their_places(served: Served) -> None:
     began = time.monotonic()
     assert served.suggest()["suggestions"]
     assert time.monotonic() - began < 10
+
+
+def test_the_client_of_the_documentation_works(served: Served) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    assert "http://127.0.0.1:8000" in code
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("http://127.0.0.1:8000", served.url)],
+        env={**os.environ, "HELIOSTAT_KEY": served.key},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    assert all(re.fullmatch(r"0\.\d{3}  \S.*", line) for line in lines)
+
+
+def test_the_load_test_prints_the_table_and_status_the_versions(served: Served) -> None:
+    words = ["--rates", "2,5", "--seconds", "3", "--key", served.key]
+    done = served.heliostat("serve", "load", served.url, *words)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    for column in ("requests/s", "peak", "p99", "max", "errors"):
+        assert column in text
+    assert text.count("none") == 2
+    keyless = served.heliostat("serve", "load", served.url, "--rates", "5", "--seconds", "1")
+    assert "401" in keyless.stdout
+    shown = served.heliostat("serve", "status", served.url)
+    assert shown.stdout.strip() == f"100 % version {served.versions['one']}".replace("% v", "%  v")
+    nobody = served.heliostat("serve", "status", "http://127.0.0.1:9")
+    assert nobody.returncode == 2
+    assert "no endpoint of Heliostat answers" in nobody.stderr
 
 
 def test_the_api_is_described(served: Served) -> None:

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from heliostat.errors import UserError
-from heliostat.serve.load import Target, load, summary, target_of
+from heliostat.serve.load import Target, load, seconds_for, summary, target_of
 
 
 def test_the_peak_minute_is_the_worst_mean_over_sixty_seconds() -> None:
@@ -27,6 +27,11 @@ def test_errors_are_counted_and_their_latency_is_not() -> None:
     assert found.max_ms == pytest.approx(30)
     assert found.peak_minute_ms == pytest.approx(20)
     assert summary(1.0, [0], [(1.0, "500")]).errors == {"500": 1}
+
+
+def test_each_rate_is_held_for_twenty_seconds_here_and_five_minutes_elsewhere() -> None:
+    assert seconds_for("http://127.0.0.1:8000") == seconds_for("https://localhost") == 20
+    assert seconds_for("https://suggestions.example.com/") == 300
 
 
 def test_a_slow_server_does_not_slow_the_arrivals() -> None:
