@@ -356,6 +356,8 @@ def test_every_metric_of_the_dashboard_is_published(served: Served) -> None:
         for target in panel["targets"]
         for name in re.findall(r"ray_heliostat_\w+", target["expr"])
     }
+    # Those of a shadow are there only where one was.
+    asked = {name for name in asked if "shadow" not in name}
     assert len(asked) > 5
     served.suggest()
     until = time.monotonic() + 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -202,6 +203,45 @@ def test_what_is_foretold_to_be_answered_too_late_is_refused_but_one_may_always_
         await asyncio.gather(*tasks, return_exceptions=True)
 
     play(hasty, story)
+
+
+def test_in_an_overload_what_is_accepted_keeps_its_latency_and_the_model_stays_busy() -> None:
+    """Four times as much as the model can do: 5 ms an item, so 200 a second."""
+    limits = BatchLimits(items=4, tokens=100, wait_s=0.005, queue=1000, answer_s=0.1)
+    latencies: list[float] = []
+    refused = 0
+
+    def compute(items: Sequence[int]) -> list[int]:
+        time.sleep(0.005 * len(items))
+        return list(items)
+
+    async def story() -> None:
+        nonlocal refused
+        with ThreadPoolExecutor(1) as thread:
+            batcher: Batcher[int, int] = Batcher(compute, limits, thread, seconds_alone=0.005)
+
+            async def ask(item: int) -> None:
+                nonlocal refused
+                began = time.perf_counter()
+                try:
+                    batcher.admit()
+                except ApiError:
+                    refused += 1
+                    return
+                await batcher.submit(item, 1)
+                latencies.append(time.perf_counter() - began)
+
+            tasks = []
+            end = time.perf_counter() + 1.5
+            while time.perf_counter() < end:
+                tasks += [asyncio.create_task(ask(number)) for number in range(8)]
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*tasks)
+
+    asyncio.run(story())
+    assert refused > len(latencies)
+    assert sorted(latencies)[len(latencies) // 2] < 0.15
+    assert len(latencies) > 100
 
 
 def test_one_stall_does_not_make_the_next_requests_be_refused() -> None:
