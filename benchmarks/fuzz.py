@@ -63,7 +63,7 @@ def run(server: Server, seed: int) -> tuple[int, dict[str, int]]:
                 *("-H", f"Authorization: Bearer {server.key}", "--checks", ",".join(CHECKS)),
                 *("--phases", "coverage,fuzzing", "-n", str(EXAMPLES), "--seed", str(seed)),
                 *("--continue-on-failure", "--request-timeout", str(HANG_S), "--no-color"),
-                *("--suppress-health-check", "all"),
+                *("--suppress-health-check", "all", "--workers", "2"),
             ],
             cwd=scratch,
             env=environment(),
