@@ -110,7 +110,14 @@ def open_classifier(bundle: Bundle) -> TemplateClassifier:
     if bundle.kind != KIND:
         raise BundleError(f"{bundle.source} is a bundle of {bundle.kind}, expected {KIND}")
     settings = cast(dict[str, Any], bundle.json("classifier.json"))
-    decoder = DecoderConfig(**settings["decoder"])
+    try:
+        decoder = DecoderConfig(**settings["decoder"])
+        reading = ContextConfig(**settings["context"])
+    except TypeError as error:
+        raise BundleError(
+            f"{bundle.source} was made by another version of Heliostat ({error}): train again, or "
+            "open it with that version"
+        ) from None
     label_map = label_map_from_json(bundle.path("label_map.json").read_text(encoding="utf-8"))
     weights = bundle.weights()
     check_head_width(label_map, len(weights["head.weight"]))
@@ -126,7 +133,7 @@ def open_classifier(bundle: Bundle) -> TemplateClassifier:
         decoder=decoder,
         codec=load_codec(bundle.path("tokenizer")),
         label_map=label_map,
-        context=ContextConfig(**settings["context"]),
+        context=reading,
         temperature=float(settings["temperature"]),
         templates={key: _template_of(value) for key, value in raw.items()},
         redactor_version=str(settings["redactor_version"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,7 @@ def write_support_bundle(
     width: int = 32,
     layers: int = 1,
     redactor_version: str = REDACTOR_VERSION,
+    context_more: Mapping[str, object] | None = None,
 ) -> str:
     """Write a bundle whose weights come from a seed; returns its version.
 
@@ -46,6 +48,7 @@ def write_support_bundle(
         width: of the decoder.
         layers: of the decoder.
         redactor_version: that it says it was made with.
+        context_more: settings of the context, besides.
     """
     texts = [
         message.text for case in simulate(SIMULATION, "unlabelled") for message in case.messages
@@ -62,7 +65,7 @@ def write_support_bundle(
     settings = {
         "decoder": asdict(decoder),
         "pooling": "last",
-        "context": asdict(ContextConfig(max_tokens=MAX_TOKENS)),
+        "context": {**asdict(ContextConfig(max_tokens=MAX_TOKENS)), **(context_more or {})},
         "temperature": 1.5,
         "redactor_version": redactor_version,
         "presidio": False,

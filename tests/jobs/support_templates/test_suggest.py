@@ -1,16 +1,27 @@
-"""Two versions of the classifier are compared by the names of templates, not by their indices."""
+"""Versions of the classifier: opened, and compared by the names of templates."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
+from support_bundle import write_support_bundle
 
+from heliostat.errors import BundleError
+from heliostat.runs.bundle import load_bundle
+from jobs.support_templates.bundle import open_classifier
 from jobs.support_templates.label_map import LabelMap
 from jobs.support_templates.suggest import Scores, agreement
 
 MADE = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_a_bundle_of_another_version_of_heliostat_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    write_support_bundle(tmp_path / "one", 1, context_more={"no_longer_known": True})
+    with pytest.raises(BundleError, match="another version of Heliostat .*no_longer_known"):
+        open_classifier(load_bundle(str(tmp_path / "one")))
 
 
 def scores(**logits: float) -> Scores:
