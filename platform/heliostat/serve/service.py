@@ -166,15 +166,15 @@ class Service:
             known = loaded.versions if loaded is not None else {}
             loop = asyncio.get_running_loop()
             try:
-                fresh = {
-                    bundle: await loop.run_in_executor(self._loading, self._open, bundle)
+                versions = {
+                    bundle: await loop.run_in_executor(
+                        self._loading, self._open, bundle, known.get(bundle)
+                    )
                     for bundle in lineup.bundles
-                    if bundle not in known
                 }
             except Exception as error:
                 self._failure = self._last_refusal = _sentence(error)
                 raise
-            versions = {bundle: fresh.get(bundle) or known[bundle] for bundle in lineup.bundles}
             if loaded is None or lineup.shadow != loaded.lineup.shadow:
                 self.shadow_report = ShadowReport()
             self._failure = None
@@ -217,10 +217,17 @@ class Service:
             raise ApiError(503, "the model is being loaded", retry_after_s=5)
         return self._loaded
 
-    def _open(self, bundle: str) -> Version:
-        """Load a version and let it compute once; in a thread."""
+    def _open(self, bundle: str, known: Version | None) -> Version:
+        """Load a version and let it compute once; in a thread.
+
+        Args:
+            bundle: its place.
+            known: what was loaded from there before; kept unless there is something else by now.
+        """
         found = load_bundle(bundle)
         version = found.version
+        if known is not None and known.name == version:
+            return known
         model = self._endpoint.open(found)
         example = model.example()
         full = min(self._limits.items, max(1, self._limits.tokens // model.cost(example)))
