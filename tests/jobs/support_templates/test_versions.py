@@ -1,4 +1,4 @@
-"""What a replica does with a lineup: loads it beside the old one, keeps what it knows, or refuses."""
+"""What a replica does with a lineup: loads it beside the old one, keeps what it has, or refuses."""
 
 from __future__ import annotations
 
