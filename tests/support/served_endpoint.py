@@ -172,4 +172,4 @@ def serving(
         )
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130, text
+        assert process.wait(180) == 130, text

@@ -30,6 +30,12 @@ class Telemetry:
             boundaries=SIZES,
             tag_keys=("endpoint", "version"),
         )
+        # Ray's histograms sum the middles of their buckets: an exact count is a counter.
+        self._computed = Counter(
+            "heliostat_serve_computed",
+            "Requests that a version computed.",
+            tag_keys=("endpoint", "version"),
+        )
         self._waiting = Gauge(
             "heliostat_serve_waiting",
             "Requests that wait for the model.",
@@ -47,7 +53,7 @@ class Telemetry:
         )
         for metric in (
             *(self._requests, self._latency, self._batch, self._waiting),
-            *(self._shadow, self._agreement),
+            *(self._computed, self._shadow, self._agreement),
         ):
             metric.set_default_tags(tags)
 
@@ -59,6 +65,7 @@ class Telemetry:
     def batch(self, size: int, *, version: str) -> None:
         """Count a batch."""
         self._batch.observe(size, tags={"version": version})
+        self._computed.inc(size, tags={"version": version})
 
     def waiting(self, requests: int) -> None:
         """Note the length of the queue."""
