@@ -12,6 +12,7 @@ from heliostat.config.resources import ResourcesConfig, TrackerConfig
 from heliostat.errors import ConfigError
 from heliostat.serve.config import LimitsConfig, ServeConfig
 from heliostat.serve.generation.config import GenerationConfig
+from heliostat.sweep.config import SweepConfig
 from heliostat.train.config import FitConfig
 from heliostat.train.preflight import check_config
 from jobs.mla_moe.claim_config import ClaimConfig
@@ -98,6 +99,8 @@ class Config:
     """Hugging Face layout of the bundle's export; auto: V2 for the softmax gate, V3 for sigmoid."""
     claim: ClaimConfig = field(default_factory=ClaimConfig)
     """The experiment behind the claim."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """The search over other keys; what a trial is stands in sweep.py."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """The engine that serves it."""
     serve: ServeConfig = field(

@@ -214,6 +214,7 @@ def test_the_whole_claim_at_toy_size(ray_cluster: None, tmp_path: Path) -> None:
         "claim.shard_steps=3",
         "fit.steps=4",
         "fit.batch=8",
+        "fit.micro_batch=4",
         "fit.schedule.warmup_steps=1",
         "data.test_rows=16",
         "data.validation_rows=8",
