@@ -8,9 +8,10 @@ neither depends on how long the sequence becomes:
     leaky          far key R_{j/k} k_j                 near key R_j k_j
     self_extend    far key R_{floor(j/G)} k_j          near key R_j k_j
 
-A step at position i forms the logits <R_w q_i, far keys 0 .. i-w> and <R_i q_i, ring>, one softmax
-and one weighted sum of values. So a token costs a constant number of rotations however long the
-context is, and the memory beyond that of rotary attention is w keys.
+A step at position i attends with R_w q_i to the far keys 0 .. i-w and with R_i q_i to the ring; the
+two merge by their log-sum-exp into one softmax (`models.merge_attention`). So a token costs a
+constant number of rotations however long the context is, and the memory beyond that of rotary
+attention is w keys.
 
 Dual chunks cache one key, at j mod c, and ask for it with three queries.
 
@@ -32,7 +33,7 @@ import torch
 from models import positions
 from models.branch_attention import BranchTables
 from models.cache import CacheStep, Kept, LayerCache, LayerLayout, Ring
-from models.merge_attention import later_tiles, merge_tiles, plain_tiles
+from models.merge_attention import Tile, later_tiles, merge_tiles, plain_tiles
 from models.positions import PositionPlan
 from models.ragged import Group
 from models.rotary import rotate
@@ -131,29 +132,37 @@ def _token(
 ) -> torch.Tensor:
     """The output for one new token of each sequence: [S, H, D]."""
     w, shared = position_plan.window, like_NKD.shape[1]
-    near_q_SKGD, far_q_SKGD = (_by_key_head(q[group.rows], shared) for q in queries)
-    scale = 1.0 / math.sqrt(like_NKD.shape[-1])
+    # The query heads that share a key head stand where queries of later tokens would.
+    queries_SKGD = [torch.unflatten(q_NHD[group.rows], 1, (shared, -1)) for q_NHD in queries]
+    rows = slice(0, queries_SKGD[0].shape[2])
     ring = cache.ring(NEAR_KEY, group)
-    ring_SKWD = _heads(ring.rows, shared)
-    near_SKGW = near_q_SKGD @ ring_SKWD.mT
-    v_SKLD = _heads(cache.read(VALUE, group), shared)
-    keys = cache.read(FAR_KEY, group)
-    slots = ring_SKWD.shape[2]
-    if min(group.past) == max(group.past):
-        at = group.past[0]
-        beyond = max(at - w + 1, 0)
-        columns = torch.arange(beyond, at + 1, device=keys.device)
-        near = near_SKGW.index_select(-1, columns % slots)
-        far = far_q_SKGD @ _heads(keys[:, :beyond], shared).mT
-        logits = torch.cat((far, near), dim=-1) * scale
-    else:
-        columns = torch.arange(group.longest, device=keys.device)
-        distance = group.query_positions()[:, :, None, None] - columns
-        near = near_SKGW.index_select(-1, columns % slots)
-        logits = torch.where(distance < w, near, far_q_SKGD @ _heads(keys, shared).mT) * scale
-        logits = logits.masked_fill(distance < 0, -math.inf)
-    weights = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return (weights.to(v_SKLD.dtype) @ v_SKLD).flatten(1, 2)
+    values_SLw = cache.read(VALUE, group)
+    sequences_S1 = torch.arange(group.size, device=values_SLw.device)[:, None]
+    near_values_SWw = values_SLw[sequences_S1, ring.positions.clamp(min=0)]
+    slots = ring.positions.shape[1]
+    is_full = min(group.past) + 1 >= slots
+    near_mask = None if is_full else _closed(ring.positions < 0, rows.stop, like_NKD)
+    tiles = [Tile(0, rows, slice(0, slots), False, near_mask)]
+    beyond = max(group.past) - w + 1
+    if beyond > 0:
+        far_mask = None
+        if min(group.past) < max(group.past):
+            columns = torch.arange(beyond, device=values_SLw.device)
+            far_mask = _closed(columns > group.query_positions() - w, rows.stop, like_NKD)
+        tiles.append(Tile(1, rows, slice(0, beyond), False, far_mask))
+    out_SKGD, _ = merge_tiles(
+        queries_SKGD,
+        [_heads(ring.rows, shared), _heads(cache.read(FAR_KEY, group), shared)],
+        [_heads(near_values_SWw, shared), _heads(values_SLw, shared)],
+        tiles,
+    )
+    return out_SKGD.flatten(1, 2)
+
+
+def _closed(hidden_SL: torch.Tensor, rows: int, like: torch.Tensor) -> torch.Tensor:
+    """An additive mask, the same for all rows: [S, 1, rows, L]."""
+    mask_SL = like.new_zeros(hidden_SL.shape).masked_fill_(hidden_SL, -math.inf)
+    return mask_SL[:, None, None].expand(-1, -1, rows, -1)
 
 
 def _prompt(
@@ -233,10 +242,6 @@ def _rebuild_rings(
             tables = positions.tables(position_plan, turn, dtype=like_NKD.dtype)
             near_keys_TKD = rotate(far_keys_TKD, tables, position_plan.layout)
             cache.fill_ring(NEAR_KEY, sequence, near_keys_TKD.flatten(1))
-
-
-def _by_key_head(q_SHD: torch.Tensor, shared: int) -> torch.Tensor:
-    return torch.unflatten(q_SHD, 1, (shared, -1))
 
 
 def _of_group(x_NHD: torch.Tensor, group: Group) -> torch.Tensor:

@@ -215,8 +215,14 @@ def merge_attention(
     Returns:
         [B, H, T, V]; zeros for a query that sees nothing.
     """
+    # The meta device has shapes and no arithmetic, so autocast does not know it.
+    device = "cpu" if v_BKTV.is_meta else v_BKTV.device.type
+    given = [v_BKTV, *queries, *keys]
+    if torch.is_autocast_enabled(device):
+        given = [tensor.to(torch.get_autocast_dtype(device)) for tensor in given]
     apply: Callable[..., torch.Tensor] = _Merge.apply
-    return apply(list(tiles), v_BKTV, *queries, *keys)
+    with torch.autocast(device, enabled=False):
+        return apply(list(tiles), *given)
 
 
 def merge_tiles(

@@ -7,7 +7,8 @@ come in blocks (a long prefix expanded block by block) and where two kinds of sc
 softmax.
 
 Fused kernels return the sum where there is one for the device and no gradient is asked for;
-otherwise the scores are formed. `_fused` names operators of torch 2.13 that are not public.
+otherwise the scores are formed. `_fused` names an operator of torch 2.13 that is not public; that
+of the CPU is probed by `models.tile_kernels`.
 
 Shapes: B batch, H heads, T queries, S keys, D head width, V value width.
 """
@@ -20,6 +21,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from models.tile_kernels import HAS_FLASH, flash_forward
 
 
 class Partial(NamedTuple):
@@ -114,10 +117,8 @@ def _fused(
     shape = (-1, heads, -1, -1)
     q, k, v_padded = (pad_to_width(x, width) for x in (q, k, v))
     k, v_padded = k.expand(shape), v_padded.expand(shape)
-    if q.device.type == "cpu" and q.dtype != torch.float16:
-        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v_padded, 0.0, is_causal, scale=scale
-        )
+    if q.device.type == "cpu" and q.dtype != torch.float16 and HAS_FLASH:
+        out, log_sum = flash_forward(q, k, v_padded, None, is_causal, scale)
     elif q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16):
         out, log_sum, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
             q, k, v_padded, None, True, 0.0, is_causal, scale=scale

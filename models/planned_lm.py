@@ -14,7 +14,7 @@ import torch
 from models import positions
 from models.cache import CacheStep, LayerLayout
 from models.decoder import DecoderLM
-from models.decoder_config import DecoderConfig
+from models.planned_inputs import RotaryShape
 from models.position_checks import require_fixed_interval, require_inference
 from models.positions import PositionPlan, PositionScheme
 
@@ -46,7 +46,7 @@ class PlannedLM:
 
 
 def plan_for(
-    config: DecoderConfig, scheme: PositionScheme, *, train_length: int, length: int
+    config: RotaryShape, scheme: PositionScheme, *, train_length: int, length: int
 ) -> PositionPlan:
     """The plan of a scheme for a model that was trained at `train_length`, to read `length`."""
     return positions.plan(

@@ -58,15 +58,17 @@ class TileKernel(NamedTuple):
     """(grad of output, q, k, v, output, log-sum-exp, mask, is_causal) -> gradients."""
 
 
-def _flash_forward(
+def flash_forward(
     q_BHTD: torch.Tensor,
     k_BKSD: torch.Tensor,
     v_BKSD: torch.Tensor,
     mask: torch.Tensor | None,
     is_causal: bool,
+    scale: float | None = None,
 ) -> TileOutput:
+    """The forward pass of `FLASH`; only where `HAS_FLASH`. `scale` is 1 / sqrt(D) when None."""
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q_BHTD, k_BKSD, v_BKSD, 0.0, is_causal, attn_mask=mask
+        q_BHTD, k_BKSD, v_BKSD, 0.0, is_causal, attn_mask=mask, scale=scale
     )
     return out, _without_blind_rows(lse, mask)
 
@@ -103,9 +105,10 @@ def _blocked_forward(
     is_causal: bool,
 ) -> TileOutput:
     q_BKGTD = _by_key_head(q_BHTD, k_BKSD)
-    running_max = q_BKGTD.new_full(q_BKGTD.shape[:-1], -math.inf)
+    dtype = _precise(q_BHTD)
+    running_max = q_BKGTD.new_full(q_BKGTD.shape[:-1], -math.inf, dtype=dtype)
     total = torch.zeros_like(running_max)
-    out = q_BKGTD.new_zeros(*q_BKGTD.shape[:-1], v_BKSV.shape[-1])
+    out = q_BKGTD.new_zeros(*q_BKGTD.shape[:-1], v_BKSV.shape[-1], dtype=dtype)
     for start in range(0, k_BKSD.shape[2], _BLOCK_KEYS):
         keys = slice(start, start + _BLOCK_KEYS)
         scores = _scores(q_BKGTD, k_BKSD, keys, mask, is_causal)
@@ -115,10 +118,11 @@ def _blocked_forward(
         weights = torch.exp(scores - shift[..., None])
         fade = torch.exp(running_max - shift)
         total = total * fade + weights.sum(dim=-1)
-        out = out * fade[..., None] + weights @ v_BKSV[:, :, None, keys]
+        out = out * fade[..., None] + weights.to(v_BKSV.dtype) @ v_BKSV[:, :, None, keys]
         running_max = larger
     out = out / total.clamp(min=torch.finfo(total.dtype).tiny)[..., None]
-    return out.flatten(1, 2), (running_max + total.log()).flatten(1, 2)
+    lse = running_max + total.log()
+    return out.to(v_BKSV.dtype).flatten(1, 2), lse.flatten(1, 2)
 
 
 def _blocked_backward(
@@ -132,18 +136,25 @@ def _blocked_backward(
     is_causal: bool,
 ) -> TileGradients:
     q_BKGTD, grad = _by_key_head(q_BHTD, k_BKSD), _by_key_head(grad_BHTV, k_BKSD)
-    delta = (grad * _by_key_head(out_BHTV, k_BKSD)).sum(dim=-1, keepdim=True)
+    dtype = _precise(q_BHTD)
+    delta = (grad * _by_key_head(out_BHTV, k_BKSD)).sum(dim=-1, keepdim=True, dtype=dtype)
     lse = _by_key_head(lse_BHT[..., None], k_BKSD)
     scale = 1.0 / math.sqrt(q_BHTD.shape[-1])
     dq, dk, dv = torch.zeros_like(q_BKGTD), torch.zeros_like(k_BKSD), torch.zeros_like(v_BKSV)
     for start in range(0, k_BKSD.shape[2], _BLOCK_KEYS):
         keys = slice(start, start + _BLOCK_KEYS)
         weights = torch.exp(_scores(q_BKGTD, k_BKSD, keys, mask, is_causal) - lse)
-        dv[:, :, keys] = (weights.mT @ grad).sum(dim=2)
+        dv[:, :, keys] = (weights.to(grad.dtype).mT @ grad).sum(dim=2)
         along = weights * (grad @ v_BKSV[:, :, None, keys].mT - delta) * scale
+        along = along.to(q_BHTD.dtype)
         dq += along @ k_BKSD[:, :, None, keys]
         dk[:, :, keys] = (along.mT @ q_BKGTD).sum(dim=2)
     return dq.flatten(1, 2), dk, dv
+
+
+def _precise(q: torch.Tensor) -> torch.dtype:
+    """What softmaxes are computed in: float32 at least."""
+    return torch.promote_types(q.dtype, torch.float32)
 
 
 def _by_key_head(x_BHTD: torch.Tensor, k_BKSD: torch.Tensor) -> torch.Tensor:
@@ -158,7 +169,8 @@ def _scores(
     mask: torch.Tensor | None,
     is_causal: bool,
 ) -> torch.Tensor:
-    scores = (q_BKGTD @ k_BKSD[:, :, None, keys].mT) / math.sqrt(q_BKGTD.shape[-1])
+    scores = (q_BKGTD @ k_BKSD[:, :, None, keys].mT).to(_precise(q_BKGTD))
+    scores = scores / math.sqrt(q_BKGTD.shape[-1])
     if mask is not None:
         scores = scores + mask[:, :, None, :, keys]
     if is_causal:
@@ -168,7 +180,7 @@ def _scores(
     return scores
 
 
-FLASH = TileKernel(_flash_forward, _flash_backward)
+FLASH = TileKernel(flash_forward, _flash_backward)
 BLOCKED = TileKernel(_blocked_forward, _blocked_backward)
 
 
@@ -184,7 +196,7 @@ def _flash_agrees() -> bool:
     try:
         for given, is_causal in ((None, True), (mask, False)):
             expected = _blocked_forward(q, k, v, given, is_causal)
-            found = _flash_forward(q, k, v, given, is_causal)
+            found = flash_forward(q, k, v, given, is_causal)
             same = all(
                 torch.allclose(a, b, atol=1e-12) for a, b in zip(found, expected, strict=True)
             )

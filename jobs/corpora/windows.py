@@ -195,3 +195,44 @@ def _shifts(
     windows_before = ends - np.maximum(lengths - length + 1, 0)
     tokens_before = np.cumsum(lengths) - lengths
     return tokens_before - windows_before
+
+
+@dataclass(frozen=True)
+class FixedWindowStream:
+    """Some of the windows that `fixed_windows` draws, in order: samples with `id`, `input_ids`."""
+
+    location: Location
+    length: int
+    windows: int
+    """Windows that are drawn."""
+    seed: int
+    first: int = 0
+    """The first of the drawn windows that is read."""
+    count: int | None = None
+    """How many are read; None: all from the first."""
+
+    @cached_property
+    def drawn(self) -> FixedWindows:
+        """All windows."""
+        table = open_source(self.location, {})
+        return fixed_windows(table, length=self.length, windows=self.windows, seed=self.seed)
+
+    @property
+    def epoch_size(self) -> int:
+        """The number of windows that are read."""
+        return self.windows - self.first if self.count is None else self.count
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for the windows that are read."""
+        return f"{self.drawn.fingerprint}:{self.first}:{self.epoch_size}"
+
+    def samples(self, positions: Sequence[int]) -> list[Sample]:
+        """The windows at these positions."""
+        return [
+            {"id": place, "input_ids": self.drawn.tokens[self.first + place].astype(np.int64)}
+            for place in (position % self.epoch_size for position in positions)
+        ]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -258,13 +258,27 @@ def test_gradients_by_finite_differences(kernel: str) -> None:
         )
 
 
-def test_half_precision_merges_without_losing_more_than_its_rounding() -> None:
+def test_half_precision_merges_without_losing_more_than_its_rounding(kernel: str) -> None:
     inputs = draw(101)
     position_plan = make_plan("rerope", length=101, window=16)
     half = tuple(x.bfloat16() for x in inputs)
     found = attend(position_plan, half)  # type: ignore[arg-type]
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), attend(position_plan, inputs), rtol=0, atol=5e-2)
+
+
+def test_autocast_computes_in_its_own_precision(kernel: str) -> None:
+    q, k, v = draw(60)
+    v = v.bfloat16()
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    position_plan = make_plan("rerope", length=60, window=16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attend(position_plan, (q, k, v))
+    assert out.dtype == torch.bfloat16
+    expected = attend(position_plan, (q, k, v.float()))
+    torch.testing.assert_close(out.float(), expected, rtol=0, atol=5e-2)
+    for gradient in torch.autograd.grad(out.float().sum(), leaves):
+        assert gradient.isfinite().all()
 
 
 def test_values_of_another_width_than_keys() -> None:

@@ -1,0 +1,193 @@
+"""The config of rerope: data, model, training, and how position schemes are measured.
+
+Defaults live here and only here; `config.yaml` is the size `laptop`, `sizes/` holds the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from heliostat.config.resources import ResourcesConfig, TrackerConfig
+from heliostat.errors import ConfigError
+from heliostat.serve.config import LimitsConfig, ServeConfig
+from heliostat.serve.generation.config import GenerationConfig
+from heliostat.train.config import FitConfig
+from heliostat.train.preflight import check_config
+
+COLLECTIONS = ("standard_library", "transformers")
+BACKBONES = ("transformer", "gau")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Python source files of this machine, as bytes."""
+
+    collection: str = field(default="standard_library", metadata={"choices": COLLECTIONS})
+    """Which files: those of the interpreter, or those of the installed package transformers."""
+    repeats: float = 0.2
+    """Share of training windows that repeat their own beginning, so that the model learns to
+    copy."""
+    preparation_workers: int = 0
+    """Ray workers that read files; 0: in this process."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.repeats <= 1:
+            raise ConfigError(f"repeats is {self.repeats}; expected a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The language model."""
+
+    backbone: str = field(default="transformer", metadata={"choices": BACKBONES})
+    """A Llama-like transformer, or gated attention units."""
+    width: int = 128
+    """Width of the residual stream."""
+    layers: int = 3
+    """Number of blocks."""
+    heads: int = 4
+    """Query heads of a transformer."""
+    key_value_heads: int = 4
+    """Key and value heads of a transformer."""
+    feed_forward_width: int = 336
+    """Width inside the feed-forward layers of a transformer."""
+    expansion: int = 2
+    """Width of gate and value of a gated attention unit, in widths."""
+    gau_head_width: int = 128
+    """Width of the one head of a gated attention unit."""
+    rotary_base: float = 10_000.0
+    """b in the frequencies b^(-2m/R)."""
+
+    def __post_init__(self) -> None:
+        if self.backbone == "gau":
+            return
+        if self.width % self.heads:
+            raise ConfigError(f"width is {self.width}, which heads = {self.heads} does not divide")
+        if self.heads % self.key_value_heads:
+            raise ConfigError(
+                f"heads is {self.heads}, which key_value_heads = {self.key_value_heads} does not "
+                "divide"
+            )
+
+
+@dataclass(frozen=True)
+class InverseLeakyConfig:
+    """The third model: trained with a large interval beyond a window, read with plain rope."""
+
+    window: int = 16
+    """w, tokens inside which positions are exact in training; a quarter of length is usual."""
+    interval: float = 1 / 16
+    """k below 1: positions beyond the window are 1/k apart."""
+    base_factor: float = 1.0
+    """Multiplies model.rotary_base, in training and in reading."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How schemes are compared: the same last targets, with more and more context before them."""
+
+    windows: int = 256
+    """Windows of test text, 8 lengths and one token each; one half is for choosing."""
+    seed: int = 1
+    """Seed of the windows, the same for every model."""
+    batch: int = 32
+    """Windows of one forward pass."""
+    position_windows: int = 64
+    """Windows over which the loss by position is averaged."""
+
+    def __post_init__(self) -> None:
+        if self.windows < 2 or self.windows % 2:
+            raise ConfigError(f"windows is {self.windows}; expected an even number, at least 2")
+
+
+@dataclass(frozen=True)
+class SchemeConfig:
+    """One position scheme, as a sweep over a bundle tries it."""
+
+    name: str = "rerope"
+    """Name of the scheme."""
+    log_n: str = field(default="post", metadata={"choices": ("none", "post", "train")})
+    """Scaling of queries by the logarithm of the keys they see."""
+    window: int | None = None
+    """Tokens inside which relative positions are exact; null where the scheme has none."""
+    interval: float | None = None
+    """k of pi, ntk, yarn and leaky; null: evaluated length by trained length."""
+    group: int | None = None
+    """Tokens that share a far position: self_extend."""
+
+
+@dataclass(frozen=True)
+class ClaimConfig:
+    """The experiment behind the claim."""
+
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """One whole repetition for each; seed 0 is what the method was developed with."""
+    parallel: int = 2
+    """Trainings and measurements at the same time."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds is {self.seeds}; expected different numbers")
+
+
+def _serve() -> ServeConfig:
+    return ServeConfig(limits=LimitsConfig(request_s=120.0))
+
+
+def _fit() -> FitConfig:
+    return FitConfig(batch=48, micro_batch=48, steps=1500)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a user can say about rerope."""
+
+    seed: int = 0
+    """Seed of initial weights and data order."""
+    out: str = "runs"
+    """Folder or URI of the runs, relative to where the command is typed."""
+    length: int = 64
+    """L, tokens that the models are trained at; they are read at up to 8 L."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Text."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The language model."""
+    fit: FitConfig = field(default_factory=_fit)
+    """The training of each model: batch (windows), length, optimiser."""
+    inverse_leaky: InverseLeakyConfig = field(default_factory=InverseLeakyConfig)
+    """The model trained with inverse leaky positions."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """The comparison."""
+    scheme: SchemeConfig = field(default_factory=SchemeConfig)
+    """The scheme of a trial of a sweep over a bundle."""
+    claim: ClaimConfig = field(default_factory=ClaimConfig)
+    """The experiment behind the claim."""
+    context: int = 4096
+    """Longest text that the endpoint takes, completion included, in tokens."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """The engine of the endpoint."""
+    serve: ServeConfig = field(default_factory=_serve)
+    """The endpoint."""
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """Workers and what each needs."""
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    """The experiment tracker."""
+
+    def __post_init__(self) -> None:
+        check_config("fit", self.fit, self.resources)
+        if self.length < 16:
+            raise ConfigError(f"length is {self.length}; expected at least 16 tokens")
+        inverse = self.inverse_leaky
+        if not 1 <= inverse.window < self.length or not 0 < inverse.interval < 1:
+            raise ConfigError(
+                f"inverse_leaky.window is {inverse.window} and inverse_leaky.interval is "
+                f"{inverse.interval:g}; expected a window in [1, {self.length}) and an interval "
+                "between 0 and 1"
+            )
+        reached = inverse.window + (self.length - 1 - inverse.window) / inverse.interval
+        if reached < 8 * self.length - 1:
+            raise ConfigError(
+                f"inverse_leaky trains positions up to {reached:g}, but reading 8 x length = "
+                f"{8 * self.length} tokens needs {8 * self.length - 1}: lower "
+                "inverse_leaky.interval or inverse_leaky.window"
+            )

@@ -1,0 +1,301 @@
+"""The endpoint: a rotary model whose position scheme is a parameter of each request.
+
+    POST /rerope/v1/score      how a text reads under a scheme, token by token
+    POST /rerope/v1/compare    the same text under several schemes
+    POST /rerope/v1/generate   a completion under a scheme, streamed or not
+    GET  /rerope/v1/models     what can be asked for
+
+Requests of one scheme generate together, in an engine of their own; the schemes of a model share
+its weights and its thread.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Hashable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from starlette.responses import Response
+
+from heliostat.errors import BundleError
+from heliostat.runs.bundle import Bundle
+from heliostat.serve.contract import Example, Page
+from heliostat.serve.errors import ApiError
+from heliostat.serve.generation.byte_codec import ByteCodec
+from heliostat.serve.generation.config import GenerationConfig
+from heliostat.serve.generation.engine import Generation
+from heliostat.serve.generation.intake import Chosen, LanguageService
+from heliostat.serve.generation.native_routes import describe, timing_of
+from heliostat.serve.generation.openai_routes import openai_router
+from heliostat.serve.generation.outcome import check, merged, outcomes
+from heliostat.serve.generation.request import Finished, Produced, Request, Sampling
+from heliostat.serve.generation.served import NamedModel, ServedLanguageModel
+from heliostat.serve.generation.wire import LanguageRoute, stream
+from heliostat.serve.service import Service
+from jobs.rerope.bundle import RotaryModel, open_model
+from jobs.rerope.config import Config
+from jobs.rerope.endpoint_types import (
+    CompareAnswer,
+    CompareRequest,
+    GenerateAnswer,
+    GenerateRequest,
+    ResolvedScheme,
+    SchemeScore,
+    ScoreAnswer,
+    ScoreRequest,
+)
+from jobs.rerope.reading import Reading, decide, scheme_score, score
+from models.decoder import DecoderLM
+from models.paged_lm import PagedLM
+from models.planned_lm import generating
+from models.positions import PositionScheme
+
+BACKEND = "x-attention-backend"
+VIEW = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+SNIPPET = "def area(width, height):\n    return width * height\n\n\n" * 4
+EXAMPLES = (
+    Example(
+        "One text under four schemes",
+        {
+            "text": SNIPPET,
+            "schemes": [
+                {"name": "rope"},
+                {"name": "yarn", "k": 4},
+                {"name": "self_extend", "window": 32, "group": 16, "log_n": "post"},
+                {"name": "rerope", "window": 32, "log_n": "post"},
+            ],
+            "last": 48,
+        },
+    ),
+)
+
+
+def endpoint(config: Config) -> RotaryEndpoint:
+    """The job's side of the endpoint."""
+    return RotaryEndpoint(config.context, config.generation)
+
+
+class RotaryEndpoint:
+    """A rotary model over HTTP."""
+
+    title = "Reading beyond the training length"
+    prefix = "/rerope/v1"
+    page = Page(path="/compare", examples=EXAMPLES, view=VIEW)
+
+    def __init__(self, context: int, generation: GenerationConfig) -> None:
+        self._context, self._generation = context, generation
+
+    def open(self, bundle: Bundle) -> ServedLanguageModel:
+        """Load a version."""
+        opened = open_model(bundle)
+        model = opened.model
+        if not isinstance(model, DecoderLM):
+            raise BundleError(f"{bundle.source} holds gated attention units, which are not served")
+
+        def build(variant: Hashable) -> PagedLM:
+            scheme = variant
+            if not isinstance(scheme, PositionScheme):
+                scheme = PositionScheme("rope", log_n=opened.log_n)
+            planned = generating(
+                model, scheme, train_length=opened.train_length, longest=self._context
+            )
+            return PagedLM(
+                planned,
+                vocab_size=model.config.vocab_size,
+                context=self._context,
+                pages=self._generation.pages(PagedLM.page_tokens),
+                sequences=self._generation.sequences,
+            )
+
+        about = {
+            "train_length": opened.train_length,
+            "training_scheme": opened.training_scheme,
+            "log_n": opened.log_n,
+            "rotary_base": opened.shape.rotary_base,
+        }
+        return ServedLanguageModel(
+            NamedModel(opened.name, ByteCodec(), build, about, extra=opened), self._generation
+        )
+
+    def router(self, service: Service) -> APIRouter:
+        """The routes of its own."""
+        return rerope_router(service)
+
+    def common_router(self, service: Service) -> APIRouter:
+        """The routes of OpenAI's clients, under plain rope."""
+        return openai_router(service)
+
+
+def rerope_router(service: Service) -> APIRouter:
+    """The routes."""
+    language = LanguageService(service)
+    router = APIRouter(route_class=LanguageRoute)
+
+    async def tokens_of(
+        asked: ScoreRequest | CompareRequest | GenerateRequest, chosen: Chosen, new: int, least: int
+    ) -> tuple[int, ...]:
+        tokens = await language.tokens(chosen, asked.given, asked.field)
+        language.room(chosen, tokens, new, asked.field)
+        if len(tokens) < least:
+            message = f"expected at least {least} tokens: the first one has nothing before it"
+            raise ApiError(400, message, field=asked.field, code="invalid")
+        return tokens
+
+    @router.post("/score", tags=["reading"])
+    async def score_text(asked: ScoreRequest, response: Response) -> ScoreAnswer:
+        """How a text reads under a scheme."""
+        began = time.perf_counter()
+        chosen = language.choose(asked.model)
+        model = rotary(chosen)
+        tokens = await tokens_of(asked, chosen, 0, least=2)
+        reading = decide(
+            model,
+            asked.scheme,
+            length=len(tokens) - 1,
+            generates=False,
+            force=asked.force,
+            strict=asked.strict,
+        )
+        found = await service.compute(partial(score, model, tokens, reading, asked.last))
+        response.headers[BACKEND] = reading.backend
+        values: dict[str, Any] = {
+            **scheme_score(model, reading, found).model_dump(),
+            **named("score", chosen),
+        }
+        return ScoreAnswer(
+            **values,
+            n_tokens=len(tokens),
+            token_logprobs=found.logprobs,
+            elapsed_ms=1000 * (time.perf_counter() - began),
+        )
+
+    @router.post("/compare", tags=["reading"])
+    async def compare(asked: CompareRequest, response: Response) -> CompareAnswer:
+        """How a text reads under several schemes."""
+        began = time.perf_counter()
+        chosen = language.choose(asked.model)
+        model = rotary(chosen)
+        tokens = await tokens_of(asked, chosen, 0, least=2)
+        readings = [
+            decide(
+                model,
+                scheme,
+                length=len(tokens) - 1,
+                generates=False,
+                force=asked.force,
+                strict=asked.strict,
+                field=f"schemes.{place}",
+            )
+            for place, scheme in enumerate(asked.schemes)
+        ]
+        rows: list[SchemeScore] = []
+        for reading in readings:
+            found = await service.compute(partial(score, model, tokens, reading, asked.last))
+            rows.append(scheme_score(model, reading, found))
+        response.headers[BACKEND] = ",".join(reading.backend for reading in readings)
+        return CompareAnswer(
+            **named("compare", chosen),
+            n_tokens=len(tokens),
+            rows=rows,
+            elapsed_ms=1000 * (time.perf_counter() - began),
+        )
+
+    @router.post("/generate", tags=["generation"], response_model=GenerateAnswer)
+    async def generate(asked: GenerateRequest, http: HttpRequest, response: Response) -> Any:
+        """Continue a text under a scheme."""
+        chosen = language.choose(asked.model)
+        tokens = await tokens_of(asked, chosen, asked.max_new_tokens, least=1)
+        reading = decide(
+            rotary(chosen),
+            asked.scheme,
+            length=len(tokens) + asked.max_new_tokens,
+            generates=True,
+            force=asked.force,
+            strict=asked.strict,
+        )
+        request = Request(
+            prompt=tokens,
+            max_tokens=asked.max_new_tokens,
+            sampling=Sampling(asked.temperature, asked.top_p, 0, asked.seed),
+            stop=tuple(asked.stop),
+        )
+        scheme = reading.plan.scheme
+        generation = language.submit(chosen, request, scheme)
+        answers = _Completion(chosen, reading, language.engine(chosen, scheme).bytes_per_token)
+        if asked.stream:
+            events = stream(answers.parts(generation), [generation])
+            events.headers[BACKEND] = reading.backend
+            return events
+        (outcome,) = await outcomes([generation], http)
+        response.headers[BACKEND] = reading.backend
+        return answers.whole(outcome.text, outcome.tokens, outcome.finished)
+
+    @router.get("/models", tags=["reading"])
+    async def models() -> dict[str, Any]:
+        """The versions that answer."""
+        return {"models": [describe(language, one) for one in language.models]}
+
+    return router
+
+
+def rotary(chosen: Chosen) -> RotaryModel:
+    """The opened bundle of a version."""
+    model = chosen.model.named.extra
+    assert isinstance(model, RotaryModel)
+    return model
+
+
+def named(kind: str, chosen: Chosen) -> dict[str, str]:
+    """What every answer begins with."""
+    return {
+        "request_id": f"{kind}-{uuid.uuid4().hex}",
+        "model": chosen.model.name,
+        "version": chosen.version.name,
+    }
+
+
+class _Completion:
+    """The answers to one request, all with one id."""
+
+    def __init__(self, chosen: Chosen, reading: Reading, bytes_per_token: int) -> None:
+        self._named = named("gen", chosen)
+        self._reading, self._bytes_per_token = reading, bytes_per_token
+
+    def whole(self, text: str, tokens: list[int], end: Finished | None) -> GenerateAnswer:
+        """A completion; `end` is None for a part that others follow."""
+        reading = self._reading
+        usage = timing = cache_bytes = None
+        if end is not None:
+            usage = {
+                "prompt_tokens": end.prompt_tokens,
+                "completion_tokens": end.completion_tokens,
+            }
+            timing = timing_of(end).model_dump()
+            cached = end.prompt_tokens + max(0, end.completion_tokens - 1)
+            cache_bytes = cached * self._bytes_per_token
+        return GenerateAnswer(
+            **self._named,
+            text=text,
+            tokens=tokens,
+            finish_reason=None if end is None else end.reason,  # type: ignore[arg-type]
+            usage=usage,
+            timing=timing,
+            cache_bytes=cache_bytes,
+            scheme=ResolvedScheme.of(reading.plan),
+            extrapolating=reading.flags.is_extrapolating,
+            window_not_recommended=reading.flags.window_not_recommended,
+        )
+
+    async def parts(self, generation: Generation) -> AsyncIterator[dict[str, Any]]:
+        """An object for each token, and the end."""
+        async for _, event in merged([generation]):
+            check(event)
+            if isinstance(event, Produced):
+                yield self.whole(event.text, [event.token], None).model_dump()
+            elif isinstance(event, Finished):
+                yield self.whole(event.text, [], event).model_dump()

@@ -1,0 +1,135 @@
+"""What the endpoint reads texts with: a model, the schemes that may be asked of it, and scores.
+
+Refusals are those of `models.positions` and `models.position_checks`, told as answers of an API.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from heliostat.serve.errors import ApiError
+from jobs.rerope.bundle import RotaryModel
+from jobs.rerope.endpoint_types import ResolvedScheme, SchemeRequest, SchemeScore, scheme_values
+from models.planned_lm import plan_for
+from models.position_checks import (
+    PlanFlags,
+    flags,
+    require_fixed_interval,
+    require_inference,
+    require_log_n,
+)
+from models.positions import PositionPlan, PositionScheme, has_branches
+
+_FIELDS = {"interval": "k"}
+_NAMES = ("name", "log_n", "window", "interval", "group", "chunk", "local", "beta")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A scheme decided for a text."""
+
+    plan: PositionPlan
+    flags: PlanFlags
+
+    @property
+    def backend(self) -> str:
+        """What computes its attention."""
+        return "merge" if has_branches(self.plan) else "plain"
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a text scored, target by target."""
+
+    logprobs: list[float]
+    hits: list[bool]
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return -sum(self.logprobs) / len(self.logprobs)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of targets that were the most probable token."""
+        return sum(self.hits) / len(self.hits)
+
+
+def decide(
+    model: RotaryModel,
+    asked: SchemeRequest,
+    *,
+    length: int,
+    generates: bool,
+    force: bool,
+    strict: bool,
+    field: str = "scheme",
+) -> Reading:
+    """The plan to read or write `length` tokens with.
+
+    Raises:
+        ApiError: 400 for a scheme that means nothing here, 409 for a log-n mode that contradicts
+            the training of the model.
+    """
+    try:
+        scheme = PositionScheme(**{"log_n": model.log_n, **scheme_values(asked)})
+        require_inference(scheme)
+        if generates:
+            require_fixed_interval(scheme)
+        plan = plan_for(model.shape, scheme, train_length=model.train_length, length=length)
+    except ValueError as error:
+        raise ApiError(400, str(error), field=_field(field, str(error)), code="invalid") from None
+    if not force:
+        try:
+            require_log_n(scheme, model.log_n)
+        except ValueError as error:
+            raise ApiError(409, str(error), field=f"{field}.log_n") from None
+    found = flags(plan, length)
+    if strict and found.is_extrapolating:
+        message = (
+            f"relative positions up to {found.max_relative_position:g} would occur, and the model "
+            f"was trained up to {model.train_length - 1}"
+        )
+        raise ApiError(400, message, field=field, code="extrapolating")
+    return Reading(plan, found)
+
+
+@torch.inference_mode()
+def score(
+    model: RotaryModel, tokens: tuple[int, ...], reading: Reading, last: int | None
+) -> TokenScores:
+    """Log-probabilities of the last tokens of a text, each given all before it."""
+    ids = torch.tensor([tokens])
+    hidden = model.model.decoder(ids[:, :-1], position_plan=reading.plan)[0]
+    targets = ids[0, 1:]
+    if last is not None:
+        hidden, targets = hidden[-last:], targets[-last:]
+    logits = torch.nn.functional.linear(hidden, model.model.output_weight).float()
+    logprobs = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    return TokenScores(logprobs.tolist(), (logits.argmax(dim=-1) == targets).tolist())
+
+
+def scheme_score(model: RotaryModel, reading: Reading, scores: TokenScores) -> SchemeScore:
+    """The row of a scheme."""
+    return SchemeScore(
+        scheme=ResolvedScheme.of(reading.plan),
+        train_length=model.train_length,
+        max_relative_position=reading.flags.max_relative_position,
+        extrapolating=reading.flags.is_extrapolating,
+        window_not_recommended=reading.flags.window_not_recommended,
+        loss_nats=scores.loss,
+        accuracy=scores.accuracy,
+    )
+
+
+def _field(field: str, message: str) -> str:
+    """The path of the field that a message begins with."""
+    first = message.split(" ", 1)[0]
+    if first in _NAMES:
+        return f"{field}.{_FIELDS.get(first, first)}"
+    needed = message.rsplit(" needs ", 1)[-1].rstrip(".")
+    if needed in _NAMES:
+        return f"{field}.{_FIELDS.get(needed, needed)}"
+    return f"{field}.k" if "fixed interval" in message else field

@@ -1,0 +1,169 @@
+"""Gated attention units (Hua et al. 2022, arXiv 2202.10447) in the form of kexue.fm archive 9052.
+
+One layer is attention and feed-forward at once:
+
+    [u, v, z] = silu(x W),        u, v in R^e,  z in R^s
+    q = gamma_q * z + beta_q,     k = gamma_k * z + beta_k,   both rotated
+    A = softmax(q k^T / sqrt(s)), causal
+    o = (u * (A v)) W_o
+    x' = norm((2 L)^(1/4) x + o)
+
+with the post-normalisation of DeepNorm (arXiv 2203.00555): the residual is scaled by (2 L)^(1/4),
+and W and W_o are drawn smaller by (8 L)^(-1/4). The one head of queries and keys is cheap, so a
+second branch of positions costs little. Details that the sources leave open are ours: an RMSNorm
+with a gain, and no bias but beta.
+
+Shapes: B batch, T tokens, d width, e = value width, s head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.attention import AttentionInputs
+from models.branch_attention import branch_attention
+from models.gau_config import GauConfig
+from models.initialise import embedding, initialise, linear
+from models.linear_cross_entropy import linear_cross_entropy_sum
+from models.losses import IGNORED
+from models.planned_inputs import planned_inputs, require_plan_fits
+from models.positions import PositionPlan, PositionScheme, plan
+from models.rotary import rotate
+
+
+class GatedAttentionUnit(nn.Module):
+    """One layer; x in, x' out."""
+
+    def __init__(self, config: GauConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.sizes = [config.value_width, config.value_width, config.head_width]
+        self.residual_scale = (2 * config.layers) ** 0.25
+        self.gate_value_base = linear(config.width, sum(self.sizes), bias=False)
+        self.scale = nn.Parameter(torch.ones(2, config.head_width))
+        """gamma_q and gamma_k."""
+        self.offset = nn.Parameter(torch.zeros(2, config.head_width))
+        """beta_q and beta_k."""
+        self.output = linear(config.value_width, config.width, bias=False)
+        self.norm = nn.RMSNorm(config.width, eps=1e-5)
+        shrink = (8 * config.layers) ** -0.25
+        for layer in (self.gate_value_base, self.output):
+            initialise(layer, std=shrink * layer.in_features**-0.5, generator=generator)
+
+    def forward(self, x_BTd: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
+        fused = F.silu(self.gate_value_base(x_BTd))
+        u_BTe, v_BTe, z_BTs = torch.split(fused, self.sizes, dim=-1)
+        # One head for queries and keys, of which every channel is rotated.
+        qk_BT2s = z_BTs[..., None, :] * self.scale + self.offset
+        attended_BTe = self._attend(qk_BT2s, v_BTe[:, :, None], inputs)
+        o_BTd = self.output(u_BTe * attended_BTe)
+        out_BTd: torch.Tensor = self.norm(self.residual_scale * x_BTd + o_BTd)
+        return out_BTd
+
+    def _attend(
+        self, qk_BT2s: torch.Tensor, v_BT1e: torch.Tensor, inputs: AttentionInputs
+    ) -> torch.Tensor:
+        if inputs.branches is not None:
+            q_BT1s, k_BT1s = torch.split(qk_BT2s, 1, dim=2)
+            return branch_attention(q_BT1s, k_BT1s, v_BT1e, inputs.branches)[:, 0]
+        q_BT1s, k_BT1s = torch.split(rotate(qk_BT2s, inputs.rotary), 1, dim=2)
+        if inputs.query_factor is not None:
+            q_BT1s = q_BT1s * inputs.query_factor
+        out_B1Te = F.scaled_dot_product_attention(
+            q_BT1s.transpose(1, 2),
+            k_BT1s.transpose(1, 2),
+            v_BT1e.transpose(1, 2),
+            attn_mask=inputs.mask,
+            is_causal=inputs.mask is None,
+        )
+        return out_B1Te[:, 0]
+
+
+class GauDecoder(nn.Module):
+    """Token embedding and L units: token ids in, hidden states out; called like a `Decoder`."""
+
+    def __init__(self, config: GauConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = embedding(config.vocab_size, config.width)
+        initialise(self.embedding, std=config.initial_std, generator=generator)
+        self.units = nn.ModuleList(
+            GatedAttentionUnit(config, generator) for _ in range(config.layers)
+        )
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
+        position_plan: PositionPlan | None = None,
+    ) -> torch.Tensor:
+        """Hidden states [B, T, d]; arguments as of `Decoder.forward`."""
+        x_BTd: torch.Tensor = self.embedding(input_ids_BT)
+        if position_plan is None:
+            position_plan = self._plain_plan(input_ids_BT.shape[1])
+        require_plan_fits(self.config, position_plan)
+        inputs = planned_inputs(
+            position_plan,
+            input_ids_BT,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            document_ids=document_ids,
+            dtype=x_BTd.dtype,
+        )
+        for unit in self.units:
+            x_BTd = unit(x_BTd, inputs)
+        return x_BTd
+
+    def _plain_plan(self, length: int) -> PositionPlan:
+        return plan(
+            PositionScheme("rope"),
+            train_length=max(length, 2),
+            length=length,
+            rotary_width=self.config.rotary_width,
+            rotary_base=self.config.rotary_base,
+        )
+
+
+class GauLM(nn.Module):
+    """A `GauDecoder` with its output embedding; called like a `DecoderLM`."""
+
+    def __init__(self, config: GauConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = GauDecoder(config, generator)
+        self.output_embedding = linear(config.width, config.vocab_size, bias=False)
+        initialise(self.output_embedding, std=config.initial_std, generator=generator)
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
+        targets_BT: torch.Tensor | None = None,
+        position_plan: PositionPlan | None = None,
+    ) -> torch.Tensor:
+        """Logits [B, T, V], or with `targets_BT` the scalar sum of the cross entropies."""
+        hidden_BTd = self.decoder(
+            input_ids_BT,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            document_ids=document_ids,
+            position_plan=position_plan,
+        )
+        if targets_BT is None:
+            return F.linear(hidden_BTd, self.output_weight)
+        has_target_BT = targets_BT != IGNORED
+        return linear_cross_entropy_sum(
+            hidden_BTd[has_target_BT], self.output_weight, targets_BT[has_target_BT]
+        )
+
+    @property
+    def output_weight(self) -> torch.Tensor:
+        """The output embedding, [V, d]."""
+        return self.output_embedding.weight

@@ -1,0 +1,275 @@
+"""The endpoint over HTTP: scores, comparisons and completions whose scheme is in the request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import torch
+import torch.nn.functional as F
+from served_lm import Serving, serving_lm
+
+from heliostat.runs.bundle import load_bundle, save_bundle
+from heliostat.runs.card import Card
+from heliostat.runs.inputs import Input
+from heliostat.serve.generation.config import GenerationConfig
+from heliostat.storage import Location
+from jobs.rerope.bundle import KIND, RotaryModel, open_model
+from jobs.rerope.config import Config
+from jobs.rerope.endpoint import RotaryEndpoint, endpoint
+from jobs.rerope.shapes import shape_to_json
+from models.decoder import DecoderLM
+from models.decoder_config import llama_config
+from models.planned_lm import plan_for
+from models.positions import SCHEME_NAMES, PositionScheme
+
+L = 16
+TEXT = "def f(x):\n    return f(x - 1) + f(x - 2)\n" * 3
+REROPE = {"name": "rerope", "window": 6, "log_n": "post"}
+
+
+def write_bundle(folder: Path, *, name: str = "tiny", log_n: str = "none") -> Path:
+    shape = llama_config(
+        vocab_size=256,
+        width=32,
+        layers=2,
+        heads=4,
+        key_value_heads=2,
+        feed_forward_width=48,
+        max_positions=L,
+    )
+    model = DecoderLM(shape, torch.Generator().manual_seed(0))
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data.mul_(4.0)
+    recorded = {
+        "name": name,
+        "train_length": L,
+        "rotary_base": shape.rotary_base,
+        "layout": "half",
+        "head_width": shape.head_width,
+        "log_n": log_n,
+        "training_scheme": asdict(PositionScheme("rope", log_n=log_n)),  # type: ignore[arg-type]
+    }
+    card = Card("Tiny", "Nothing.", [Input("n", "generated", "d", "l")], {}, "All.", "Here.", "No")
+    save_bundle(
+        Location.of(folder),
+        weights=model.state_dict(),
+        parts={"shape.json": shape_to_json(shape), "positions.json": recorded},
+        card=card,
+        kind=KIND,
+        metadata={},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("rerope") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def opened(bundle: Path) -> RotaryModel:
+    return open_model(load_bundle(bundle))
+
+
+@pytest.fixture(scope="module")
+def served(bundle: Path) -> Iterator[Serving]:
+    generation = GenerationConfig(cache_tokens=2048, prefill_chunk=24)
+    with serving_lm([(bundle, 100.0)], endpoint=RotaryEndpoint(512, generation)) as serving:
+        yield serving
+
+
+def ask(served: Serving, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    answer = requests.post(f"{served.url}/rerope/v1/{path}", json=body, timeout=60)
+    return answer.status_code, answer.json()
+
+
+def logprobs(opened: RotaryModel, scheme: PositionScheme, tokens: list[int]) -> list[float]:
+    plan = plan_for(opened.shape, scheme, train_length=L, length=len(tokens) - 1)
+    ids = torch.tensor([tokens])
+    with torch.inference_mode():
+        logits = opened.model(ids[:, :-1], position_plan=plan)
+        assert isinstance(logits, torch.Tensor)
+        return (-F.cross_entropy(logits[0], ids[0, 1:], reduction="none")).tolist()
+
+
+def test_a_score_is_that_of_the_scheme(served: Serving, opened: RotaryModel) -> None:
+    status, answer = ask(served, "score", {"text": TEXT, "scheme": REROPE, "last": 10})
+    assert status == 200
+    scheme = PositionScheme("rerope", window=6, log_n="post")
+    expected = logprobs(opened, scheme, list(TEXT.encode()))
+    assert answer["token_logprobs"] == pytest.approx(expected[-10:], abs=1e-5)
+    assert answer["loss_nats"] == pytest.approx(-sum(expected[-10:]) / 10, abs=1e-5)
+    assert answer["n_tokens"] == len(TEXT)
+    assert answer["train_length"] == L
+    assert answer["max_relative_position"] == 6.0
+    assert answer["extrapolating"] is False
+    assert answer["scheme"]["window"] == 6
+    assert 0.0 <= answer["accuracy"] <= 1.0
+
+
+def test_the_answer_says_what_computed_it(served: Serving) -> None:
+    for scheme, backend in ((REROPE, "merge"), ({"name": "yarn"}, "plain")):
+        body = {"text": TEXT, "scheme": scheme}
+        answer = requests.post(f"{served.url}/rerope/v1/score", json=body, timeout=60)
+        assert answer.headers["x-attention-backend"] == backend
+
+
+def test_k_of_an_expanded_scheme_follows_the_length_of_a_score(served: Serving) -> None:
+    tokens = list(TEXT.encode())[: 4 * L + 1]
+    _, answer = ask(served, "score", {"tokens": tokens, "scheme": {"name": "ntk"}})
+    assert answer["scheme"]["k"] == 4.0
+    assert answer["extrapolating"] is False
+
+
+def test_a_comparison_has_a_row_for_each_scheme_in_order(
+    served: Serving, opened: RotaryModel
+) -> None:
+    schemes = [
+        {"name": "rope"},
+        REROPE,
+        {"name": "leaky_rerope", "window": 6, "k": 2},
+        {"name": "dca"},
+        {"name": "rerope", "window": 16},
+        {"name": "nope"},
+    ]
+    status, answer = ask(served, "compare", {"text": TEXT, "schemes": schemes})
+    assert status == 200
+    assert [row["scheme"]["name"] for row in answer["rows"]] == [one["name"] for one in schemes]
+    for scheme, row in zip(schemes, answer["rows"], strict=True):
+        _, alone = ask(served, "score", {"text": TEXT, "scheme": scheme})
+        assert row["loss_nats"] == pytest.approx(alone["loss_nats"], abs=1e-6)
+    assert [row["extrapolating"] for row in answer["rows"]] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert [row["window_not_recommended"] for row in answer["rows"]] == [False] * 4 + [True, False]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "ours"),
+    [
+        (REROPE, PositionScheme("rerope", window=6, log_n="post")),
+        ({"name": "yarn", "k": 8}, PositionScheme("yarn", interval=8.0)),
+        (
+            {"name": "self_extend", "window": 6, "group": 4},
+            PositionScheme("self_extend", window=6, group=4),
+        ),
+    ],
+)
+def test_a_greedy_completion_is_that_of_the_model(
+    served: Serving, opened: RotaryModel, scheme: dict[str, Any], ours: PositionScheme
+) -> None:
+    body = {"text": TEXT, "scheme": scheme, "max_new_tokens": 12, "temperature": 0}
+    status, answer = ask(served, "generate", body)
+    assert status == 200
+    tokens = list(TEXT.encode())
+    plan = plan_for(opened.shape, ours, train_length=L, length=512)
+    with torch.inference_mode():
+        for expected in answer["tokens"]:
+            logits = opened.model(torch.tensor([tokens]), position_plan=plan)
+            assert isinstance(logits, torch.Tensor)
+            assert logits[0, -1].argmax() == expected
+            tokens.append(expected)
+    assert answer["finish_reason"] == "length"
+    assert answer["usage"] == {"prompt_tokens": len(TEXT), "completion_tokens": 12}
+    assert set(answer["timing"]) >= {"prefill_ms", "decode_ms_per_token"}
+    assert answer["cache_bytes"] == (len(TEXT) + 11) * 2 * 2 * 2 * 8 * 4
+
+
+def test_a_stream_has_an_object_for_each_token(served: Serving) -> None:
+    body = {"text": TEXT, "scheme": REROPE, "max_new_tokens": 9, "seed": 3}
+    _, whole = ask(served, "generate", body)
+    with requests.post(
+        f"{served.url}/rerope/v1/generate", json={**body, "stream": True}, stream=True, timeout=60
+    ) as answer:
+        lines = [line.decode() for line in answer.iter_lines() if line]
+    parts = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert [token for part in parts for token in part["tokens"]] == whole["tokens"]
+    assert parts[-1]["finish_reason"] == "length"
+
+
+def test_completions_do_not_depend_on_their_mates(served: Serving) -> None:
+    bodies = [
+        {
+            "text": TEXT[: 20 + 9 * row],
+            "scheme": REROPE,
+            "max_new_tokens": 10,
+            "temperature": 0,
+        }
+        for row in range(6)
+    ]
+    alone = [ask(served, "generate", body)[1]["tokens"] for body in bodies]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda body: ask(served, "generate", body)[1]["tokens"], bodies))
+    assert together == alone
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "field"),
+    [
+        ("score", {"text": TEXT, "scheme": {"name": "rerope", "window": 0}}, 400, "scheme.window"),
+        ("score", {"text": TEXT, "scheme": {"name": "rerope"}}, 400, "scheme.window"),
+        (
+            "score",
+            {"text": TEXT, "scheme": {"name": "leaky_rerope", "window": 4, "k": 1}},
+            400,
+            "scheme.k",
+        ),
+        ("generate", {"text": TEXT, "scheme": {"name": "ntk"}}, 400, "scheme.k"),
+        ("score", {"tokens": [1, 256]}, 400, "tokens.1"),
+        ("score", {"text": ""}, 400, "text"),
+        ("score", {"text": "x"}, 400, "text"),
+        ("score", {"text": TEXT, "scheme": {"name": "alibi"}}, 400, "scheme.name"),
+        (
+            "score",
+            {"text": TEXT, "scheme": {"name": "inv_leaky_rerope", "window": 4, "k": 0.1}},
+            400,
+            "scheme",
+        ),
+        ("score", {"text": "x" * 600}, 413, "text"),
+        ("generate", {"text": TEXT, "max_new_tokens": 4000}, 413, "text"),
+        ("score", {"text": TEXT, "scheme": {"log_n": "train"}}, 409, "scheme.log_n"),
+        ("score", {"text": TEXT, "strict": True}, 400, "scheme"),
+        ("generate", {"text": TEXT, "max_new_tokens": 0}, 400, "max_new_tokens"),
+        ("score", {"text": TEXT, "model": "other"}, 404, "model"),
+    ],
+)
+def test_what_cannot_be_done_is_said_with_its_field(
+    served: Serving, path: str, body: dict[str, Any], status: int, field: str
+) -> None:
+    found, answer = ask(served, path, body)
+    assert (found, answer["error"]["field"]) == (status, field), answer
+
+
+def test_an_unknown_scheme_is_answered_with_the_valid_names(served: Serving) -> None:
+    _, answer = ask(served, "score", {"text": TEXT, "scheme": {"name": "alibi"}})
+    assert all(name in answer["error"]["message"] for name in SCHEME_NAMES)
+
+
+def test_force_reads_against_the_training(served: Serving) -> None:
+    body = {"text": TEXT, "scheme": {"name": "rope", "log_n": "train"}, "force": True}
+    assert ask(served, "score", body)[0] == 200
+
+
+def test_a_model_trained_with_log_n_reads_with_it(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle", log_n="train")
+    with serving_lm([(folder, 100.0)], endpoint=endpoint(Config())) as serving:
+        _, answer = ask(serving, "score", {"text": TEXT})
+        assert answer["scheme"]["log_n"] == "train"
+        status, _ = ask(serving, "score", {"text": TEXT, "scheme": {"log_n": "none"}})
+        assert status == 409
+        models = requests.get(f"{serving.url}/rerope/v1/models", timeout=60).json()["models"]
+        assert models[0]["train_length"] == L
+        assert models[0]["log_n"] == "train"
