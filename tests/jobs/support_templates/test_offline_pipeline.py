@@ -12,7 +12,13 @@ from jobs.support_templates.baselines import (
     majority_ranking,
     tfidf_regression,
 )
-from jobs.support_templates.contexts import ContextConfig, Sample, context_text, samples_of
+from jobs.support_templates.contexts import (
+    ContextConfig,
+    Marks,
+    Sample,
+    context_text,
+    samples_of,
+)
 from jobs.support_templates.data.sim_config import Pool, SimConfig
 from jobs.support_templates.data.support_sim import simulate
 from jobs.support_templates.evaluation import ScoredSamples, evaluate
@@ -42,7 +48,7 @@ def rows_of(pool: Pool) -> list[Row]:
             side=side_in(pool, case.case_id),
             redactor_version="simulated",
             encode=encode,
-            separator=[0],
+            marks=Marks(separator=(0,)),
             config=ContextConfig(max_tokens=64),
             skipped=skipped,
         ):
