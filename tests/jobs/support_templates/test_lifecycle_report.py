@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,7 @@ from jobs.support_templates.label_map import LabelMap
 from jobs.support_templates.lifecycle import RetrainConfig
 from jobs.support_templates.lifecycle_report import lifecycle_report
 
-NOW = datetime.now(UTC)
-MAP = LabelMap(tuple("abcdefgh"), NOW)
+MAP = LabelMap(tuple("abcdefgh"), datetime(2026, 1, 1, tzinfo=UTC))
 
 
 @pytest.fixture
@@ -37,13 +37,16 @@ def keep(
     log.append(FEEDBACK, f"{number}", {"chosen_template_id": chosen})
 
 
-def report(log: EventLog, top5_at_release: float | None = 0.9, now: datetime = NOW) -> dict:  # type: ignore[type-arg]
+def report(
+    log: EventLog, top5_at_release: float | None = 0.9, days_later: int = 0
+) -> dict[str, Any]:
+    """The report as of now, after what was kept, or of a later day."""
     found = lifecycle_report(
         log,
         MAP,
         model_version="v1",
         top5_at_release=top5_at_release,
-        now=now + timedelta(minutes=1),
+        now=datetime.now(UTC) + timedelta(days=days_later),
         config=RetrainConfig(min_holdout_selections=10),
     )
     return dict(found)
@@ -83,6 +86,6 @@ def test_templates_outside_the_map_are_listed_by_volume_and_old_ones_forgotten(
     assert list(found["new_templates"].items()) == [("y", 2), ("x", 1)]
     assert found["out_of_map_rate"] == pytest.approx(0.075)
     assert found["should_retrain"] is True
-    later = report(log, now=NOW + timedelta(days=8))
+    later = report(log, days_later=8)
     assert (later["selections"], later["out_of_map_rate"]) == (0, None)
     assert later["should_retrain"] is False
