@@ -88,15 +88,22 @@ class _Search(Searcher):  # type: ignore[misc]
     def __init__(self, director: Director) -> None:
         super().__init__()
         self._director = director
+        self._names: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         order = self._director.next()
         if order is not None:
+            self._names[trial_id] = order.name
             return {"order": order}
         return Searcher.FINISHED if self._director.is_over() else None
 
-    def on_trial_complete(self, *arguments: Any, **named: Any) -> None:
-        """The scheduler has heard of it."""
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """A trial whose process died too often. (Schedulers are told of every death, also when
+        Tune starts the trial once more.)"""
+        if error:
+            self._director.lost(self._names[trial_id], "its process died, again and again")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger has it all."""
@@ -119,10 +126,6 @@ class _Schedule(FIFOScheduler):  # type: ignore[misc]
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         if "end" in result:
             self._director.end(_name(trial), result["end"])
-
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        error = str(trial.get_error() or "it died").strip().splitlines()[-1]
-        self._director.lost(_name(trial), f"the process of the trial died: {error}")
 
 
 def _name(trial: Trial) -> str:
