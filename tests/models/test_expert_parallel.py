@@ -48,14 +48,14 @@ def layer(case: str) -> MixtureOfExperts:
     if case == "one process idle":
         # All tokens choose experts of the first process only.
         mixture.selection_bias[:4] = 10.0
-    return mixture
+    return mixture.double()
 
 
 def inputs(case: str) -> list[torch.Tensor]:
     """What each process has: sequences of 7 tokens."""
     generator = torch.Generator().manual_seed(1)
     rows = [3, 0] if case == "no rows on one" else [3, 3]
-    return [torch.randn(count, 7, 24, generator=generator) for count in rows]
+    return [torch.randn(count, 7, 24, generator=generator).double() for count in rows]
 
 
 def apply(
@@ -74,7 +74,7 @@ def work(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=SIZE)
     for case in CASES:
         mixture = layer(case)
-        shared = mixture.share_out(dist.group.WORLD, rank, SIZE, torch.float32)
+        shared = mixture.share_out(dist.group.WORLD, rank, SIZE, torch.float64)
         assert not any("experts" in name for name, _ in mixture.named_parameters())
         x = inputs(case)[rank].requires_grad_()
         out, dropped = apply(mixture, x, torch.arange(len(x)) + 10 * rank)
@@ -108,15 +108,17 @@ def test_two_processes_compute_what_one_does(folder: Path, case: str) -> None:
     cut = [len(part) for part in given]
     for name, whole in (("out", out.detach()), ("x", x.grad)):
         for rank, part in zip(ranks, whole.split(cut), strict=True):
-            torch.testing.assert_close(rank[name], part, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(rank[name], part, atol=1e-10, rtol=1e-10)
     for name in ("gate_up", "down"):
         joined = torch.cat([rank[f"experts.{name}"] for rank in ranks])
         expected = getattr(mixture.experts, name).grad
-        torch.testing.assert_close(joined, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(joined, expected, atol=1e-10, rtol=1e-10)
     for name, parameter in mixture.named_parameters():
         if not name.startswith("experts."):
             total = sum(rank[f"own/{name}"] for rank in ranks)
-            torch.testing.assert_close(total, parameter.grad, atol=1e-5, rtol=1e-5)
+            # The router works in float32 by design, so its sums are rounded in another order.
+            limit = 1e-5 * float(parameter.grad.abs().max()) if "router" in name else 1e-10
+            torch.testing.assert_close(total, parameter.grad, atol=limit, rtol=0.0)
     dropped = sum(rank["dropped"] for rank in ranks)
     assert dropped == expected_dropped
     assert (dropped > 0) == (case == "capped")
