@@ -102,7 +102,7 @@ def report(
     content = {
         "name": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"benchmarks.{name}", *_chosen(sys.argv[1:])]),
         "machine": machine(),
         "versions": versions(),
         "measures": [vars(measure) for measure in measures],
@@ -110,6 +110,15 @@ def report(
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"written to {path}")
+
+
+def _chosen(arguments: Sequence[str]) -> list[str]:
+    """The arguments but the folder of the result, which says nothing about it."""
+    chosen = list(arguments)
+    if "--out" in chosen:
+        at = chosen.index("--out")
+        del chosen[at : at + 2]
+    return chosen
 
 
 def describe(measure: Measure) -> str:
