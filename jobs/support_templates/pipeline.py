@@ -41,15 +41,18 @@ from jobs.support_templates.evaluation import (
 from jobs.support_templates.label_map import LabelMap, build_label_map, label_map_from_json
 from jobs.support_templates.model_source import open_pretrained
 from jobs.support_templates.preparation import (
-    PRETRAIN,
-    PRETRAIN_VALIDATION,
-    SideRule,
     documents,
     labelled_samples,
     redact_cases,
     text_documents,
 )
-from jobs.support_templates.split import check_no_shared_case, drawn
+from jobs.support_templates.split import (
+    PRETRAIN,
+    PRETRAIN_VALIDATION,
+    SideRule,
+    check_no_shared_case,
+    drawn,
+)
 from jobs.support_templates.tasks import LanguageModelling, TemplateClassification
 from jobs.support_templates.tokenizer import (
     FILE,

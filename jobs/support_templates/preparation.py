@@ -7,8 +7,7 @@ Three kinds of prepared tables, each cached under everything it depends on:
     samples      one row a labelled message: its context as tokens, for the classifier
 
 Redaction comes first, and nothing that follows ever sees the original text. A chat repeats itself:
-templates and short answers recur, so each distinct message of a chunk is redacted and tokenised
-once.
+templates and short answers recur, so each distinct message is redacted and tokenised once.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import accumulate
 from types import ModuleType
 
 import pyarrow as pa
@@ -28,6 +25,7 @@ from heliostat.data.prepare import Outcome, PreparationKey, Rejected, code_of, c
 from heliostat.data.table import Table
 from heliostat.storage import Location
 from jobs.support_templates import (
+    case_redaction,
     contexts,
     samples,
     split,
@@ -35,110 +33,26 @@ from jobs.support_templates import (
     transcript,
     transcript_tokens,
 )
+from jobs.support_templates.case_redaction import REDACTED_SCHEMA, RedactCases
 from jobs.support_templates.contexts import ContextConfig, context_marks, samples_of
+from jobs.support_templates.data import case_columns
 from jobs.support_templates.data import chunks as case_chunks
-from jobs.support_templates.data.chunks import CaseChunk, read_chunk
 from jobs.support_templates.data.rows import Case, Message
-from jobs.support_templates.redaction.redactor import Redactor, build_redactor
-from jobs.support_templates.redaction.spans import Redaction
+from jobs.support_templates.redaction.redactor import build_redactor
 from jobs.support_templates.samples import SAMPLE_SCHEMA, sample_table
-from jobs.support_templates.split import side_of
+from jobs.support_templates.split import SideRule
 from jobs.support_templates.tokenizer import TextCodec
 from jobs.support_templates.transcript_tokens import TOKENS, TranscriptTokeniser
 
 BATCH_CASES = 512
 ROWS_PER_CHUNK = 4096
 
-REDACTIONS = pa.map_(pa.string(), pa.field("value", pa.int32(), nullable=False))
-"""How many spans of each kind were replaced; never what stood there."""
-REDACTED_SCHEMA = pa.schema(
-    [
-        pa.field("case_id", pa.string(), nullable=False),
-        pa.field("side", pa.string(), nullable=False),
-        pa.field("started_at", pa.timestamp("us", tz="UTC"), nullable=False),
-        pa.field("locale", pa.string(), nullable=False),
-        pa.field(
-            "messages",
-            pa.list_(
-                pa.struct(
-                    [
-                        pa.field("role", pa.string(), nullable=False),
-                        pa.field("text", pa.string(), nullable=False),
-                        pa.field("template_id", pa.string()),
-                    ]
-                )
-            ),
-            nullable=False,
-        ),
-        pa.field("redactor_version", pa.string(), nullable=False),
-        pa.field("redactions", REDACTIONS, nullable=False),
-    ]
-)
 DOCUMENT_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("tokens", TOKENS, nullable=False),
     ]
 )
-
-PRETRAIN, PRETRAIN_VALIDATION = "pretrain", "pretrain-validation"
-
-
-@dataclass(frozen=True)
-class SideRule:
-    """Which side a case is on: that of its pool, or decided by the hash of its id."""
-
-    pool: str | None
-    """The pool of the simulator that it belongs to; None for a user's own cases."""
-    salt: str
-    test_share: float
-    validation_share: float
-
-    def side(self, case_id: str) -> str:
-        """The side of a case."""
-        if self.pool is None:
-            return side_of(case_id, self.salt, self.validation_share, 1 - self.test_share)
-        if self.pool == "unlabelled":
-            # The whole pool is for training: only the validation cut of the hash is wanted.
-            side = side_of(case_id, self.salt, self.validation_share, 1 - 2**-52)
-            return PRETRAIN if side == "train" else PRETRAIN_VALIDATION
-        return "train" if self.pool == "labelled" else self.pool
-
-
-@dataclass(frozen=True)
-class RedactCases:
-    """Raw cases to rows of `REDACTED_SCHEMA`."""
-
-    presidio: bool
-    templates: frozenset[str]
-
-    @cached_property
-    def redactor(self) -> Redactor:
-        """Built once a worker."""
-        return build_redactor(self.presidio)
-
-    def __call__(self, chunk: tuple[CaseChunk, SideRule]) -> Iterator[Outcome]:
-        place, rule = chunk
-        redact = lru_cache(maxsize=100_000)(self.redactor.redact)
-        for cases in read_chunk(place, self.templates):
-            redactions = [[redact(message.text) for message in case.messages] for case in cases]
-            yield pa.record_batch(
-                {
-                    "case_id": [case.case_id for case in cases],
-                    "side": [rule.side(case.case_id) for case in cases],
-                    "started_at": pa.array(
-                        [case.started_at for case in cases], REDACTED_SCHEMA.field(2).type
-                    ),
-                    "locale": [case.locale for case in cases],
-                    "messages": _message_lists(cases, redactions),
-                    "redactor_version": [self.redactor.version] * len(cases),
-                    "redactions": pa.array([_counts(one) for one in redactions], REDACTIONS),
-                },
-                schema=REDACTED_SCHEMA,
-            )
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"presidio": self.presidio, "templates": self.templates}
 
 
 @dataclass(frozen=True)
@@ -223,7 +137,7 @@ def redact_cases(
     rules = json.dumps([repr(rule) for _, rule in sources])
     key = PreparationKey(
         content=content_of([file for place, _ in sources for file in case_chunks.files_of(place)]),
-        code=code_of(_module(), split, case_chunks),
+        code=code_of(_module(), case_redaction, split, case_chunks, case_columns),
         settings={"redactor": redactor.version, "rules": rules},
     )
     return prepare(
@@ -345,31 +259,6 @@ def _redacted_batches(
         batch = table.take(range(start, min(start + BATCH_CASES, rows.stop)))
         found = batch.filter(pc.is_in(batch.column("side"), wanted)).combine_chunks()
         yield from found.to_batches()
-
-
-def _message_lists(
-    cases: Sequence[Case], redactions: Sequence[Sequence[Redaction]]
-) -> pa.ListArray:
-    """The messages of each case, redacted, column by column: rows as dictionaries cost more."""
-    messages = [message for case in cases for message in case.messages]
-    lists = REDACTED_SCHEMA.field("messages").type
-    columns = [
-        pa.array([message.role for message in messages], pa.string()),
-        pa.array([one.text for of_case in redactions for one in of_case], pa.string()),
-        pa.array([message.template_id for message in messages], pa.string()),
-    ]
-    ends = list(accumulate((len(case.messages) for case in cases), initial=0))
-    structs = pa.StructArray.from_arrays(columns, fields=list(lists.value_type))
-    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs, type=lists)
-
-
-def _counts(redactions: Sequence[Redaction]) -> list[tuple[str, int]]:
-    """Replaced spans of a case by kind."""
-    counts: Counter[str] = Counter()
-    for redaction in redactions:
-        if redaction.counts:
-            counts.update(redaction.counts)
-    return sorted(counts.items())
 
 
 def _versions(cases: Sequence[RedactedCase]) -> list[str]:

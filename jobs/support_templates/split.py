@@ -13,6 +13,7 @@ which differs from process to process.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
 
@@ -20,9 +21,32 @@ from heliostat.errors import ConfigError, DataError
 
 Side = Literal["train", "validation", "test"]
 
+PRETRAIN, PRETRAIN_VALIDATION = "pretrain", "pretrain-validation"
+"""The sides of cases that nobody labelled."""
 HOLDOUT_BUCKETS = 10_000
 _HASH_BYTES = 8
 _HASH_RANGE = 2 ** (8 * _HASH_BYTES)
+
+
+@dataclass(frozen=True)
+class SideRule:
+    """Which side a case is on: that of its pool, or decided by the hash of its id."""
+
+    pool: str | None
+    """The pool of the simulator that it belongs to; None for a user's own cases."""
+    salt: str
+    test_share: float
+    validation_share: float
+
+    def side(self, case_id: str) -> str:
+        """The side of a case."""
+        if self.pool is None:
+            return side_of(case_id, self.salt, self.validation_share, 1 - self.test_share)
+        if self.pool == "unlabelled":
+            # The whole pool is for training: only the validation cut of the hash is wanted.
+            side = side_of(case_id, self.salt, self.validation_share, 1 - 2**-52)
+            return PRETRAIN if side == "train" else PRETRAIN_VALIDATION
+        return "train" if self.pool == "labelled" else self.pool
 
 
 def side_of(case_id: str, salt: str, validation_share: float, train_share: float = 0.5) -> Side:

@@ -17,20 +17,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from jobs.support_templates.data.rows import Role
+from jobs.support_templates.data.rows import ROLES
 from jobs.support_templates.tokenizer import TextCodec
 from jobs.support_templates.transcript import MESSAGE_SEPARATOR, ROLE_TAGS
 
 Tokens = npt.NDArray[np.uint16]
+Indices = npt.NDArray[np.int64]
 
 TOKENS = pa.list_(pa.field("item", pa.uint16(), nullable=False))
+_TAGS = pa.array([f"{ROLE_TAGS[role]}: " for role in ROLES])
 
 
 class TranscriptTokeniser:
@@ -44,27 +47,49 @@ class TranscriptTokeniser:
     def tokens(self, messages: pa.ListArray) -> pa.ListArray:
         """One list of tokens for each list of messages (structs with `role` and `text`)."""
         fields = messages.flatten()
-        roles: list[Role] = fields.field("role").to_pylist()
-        texts: list[str] = fields.field("text").to_pylist()
-        tagged = [f"{ROLE_TAGS[role]}: {text}" for role, text in zip(roles, texts, strict=True)]
-        ends = accumulate(messages.value_lengths().to_pylist(), initial=0)
-        cases = [tagged[start:end] for start, end in pairwise(ends)]
+        roles = pc.index_in(fields.field("role"), pa.array(ROLES))
+        tagged = pc.binary_join_element_wise(_TAGS.take(roles), fields.field("text"), "")
+        sizes = pc.list_value_length(messages).to_numpy()
+        ends = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
         if not self._is_joined:
-            whole = self._codec.encode([MESSAGE_SEPARATOR.join(case) for case in cases])
-            return pa.array(whole, TOKENS)
-        self._learn([MESSAGE_SEPARATOR, *tagged])
-        return _lists([self._join(case) for case in cases])
+            texts = tagged.to_pylist()
+            cases = [MESSAGE_SEPARATOR.join(texts[start:end]) for start, end in pairwise(ends)]
+            return pa.array(self._codec.encode(cases), TOKENS)
+        distinct = tagged.dictionary_encode()
+        return self._join(distinct.dictionary.to_pylist(), distinct.indices.to_numpy(), ends)
 
-    def _learn(self, texts: Sequence[str]) -> None:
-        new = list(dict.fromkeys(text for text in texts if text not in self._known))
-        for text, ids in zip(new, self._codec.encode(new), strict=True):
-            # Arrow refuses an id that 16 bits cannot hold; numpy does not on every path.
-            self._known[text] = pa.array(ids, pa.uint16()).to_numpy()
+    def _join(self, texts: Sequence[str], which: Indices, ends: Indices) -> pa.ListArray:
+        """Put the tokens of messages together, a newline between the messages of a case.
 
-    def _join(self, case: Sequence[str]) -> Tokens:
-        newline = self._known[MESSAGE_SEPARATOR]
-        parts = [part for text in case for part in (newline, self._known[text])]
-        return np.concatenate(parts[1:]) if parts else np.empty(0, np.uint16)
+        Args:
+            texts: the distinct messages.
+            which: [messages], the place of each in `texts`.
+            ends: [cases + 1], case i has the messages from `ends[i]` up to `ends[i + 1]`.
+        """
+        parts = self._tokens_of([*texts, MESSAGE_SEPARATOR])
+        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+        newline = len(texts)
+        # Before each message its newline, and then away with those of the first messages.
+        pairs = np.stack((np.full(len(which), newline), which), axis=1)
+        is_taken = np.ones(pairs.shape, bool)
+        is_taken[ends[:-1][ends[:-1] < ends[1:]], 0] = False
+        picked = _lists(parts, lengths).take(pa.array(pairs[is_taken]))
+        after = np.concatenate(([0], np.cumsum((lengths[pairs] * is_taken).sum(axis=1))))
+        return pa.ListArray.from_arrays(
+            pa.array(after[ends], pa.int32()), picked.flatten(), type=TOKENS
+        )
+
+    def _tokens_of(self, texts: Sequence[str]) -> list[Tokens]:
+        known = self._known
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        encoded = self._codec.encode(new)
+        # Arrow refuses an id that 16 bits cannot hold; numpy does not on every path.
+        flat = pa.array(list(chain.from_iterable(encoded)), pa.uint16()).to_numpy()
+        start = 0
+        for text, ids in zip(new, encoded, strict=True):
+            known[text] = flat[start : start + len(ids)]
+            start += len(ids)
+        return [known[text] for text in texts]
 
 
 def cuts_at_newlines(tokenizer_json: str) -> bool:
@@ -95,7 +120,6 @@ def _spans_newlines(token: Mapping[str, Any]) -> bool:
     return "\n" in token["content"] or token["lstrip"] or token["rstrip"]
 
 
-def _lists(documents: Sequence[Tokens]) -> pa.ListArray:
-    ends = np.cumsum([0, *map(len, documents)], dtype=np.int32)
-    values = np.concatenate([np.empty(0, np.uint16), *documents])
-    return pa.ListArray.from_arrays(pa.array(ends), pa.array(values), type=TOKENS)
+def _lists(parts: Sequence[Tokens], lengths: Indices) -> pa.ListArray:
+    ends = pa.array(np.concatenate(([0], np.cumsum(lengths))), pa.int32())
+    return pa.ListArray.from_arrays(ends, pa.array(np.concatenate(parts)), type=TOKENS)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from heliostat.storage import Location
-from jobs.support_templates.data.checks import CASE_COLUMNS, cases_from_batch
+from jobs.support_templates.data.case_columns import CaseColumns, case_columns
+from jobs.support_templates.data.checks import CASE_COLUMNS
 from jobs.support_templates.data.columns import check_schema
-from jobs.support_templates.data.rows import Case
 from jobs.support_templates.data.schema import BATCH_CASES, opened_parquet, parquet_files
 
 ROWS_PER_CHUNK = 8192
@@ -47,8 +47,8 @@ def chunks_of(location: Location) -> list[CaseChunk]:
     return chunks
 
 
-def read_chunk(chunk: CaseChunk, templates: Set[str] | None) -> Iterator[list[Case]]:
-    """The cases of a chunk, checked row by row, in batches of bounded size.
+def read_chunk(chunk: CaseChunk, templates: Set[str] | None) -> Iterator[CaseColumns]:
+    """The cases of a chunk, checked, in batches of bounded size.
 
     Raises `DataError` for the first row that breaks the schema.
     """
@@ -60,6 +60,5 @@ def read_chunk(chunk: CaseChunk, templates: Set[str] | None) -> Iterator[list[Ca
         for batch in reader.iter_batches(
             batch_size=BATCH_CASES, row_groups=list(chunk.row_groups), columns=present
         ):
-            cases = cases_from_batch(batch, chunk.file.uri, row, templates)
-            yield cases
-            row += len(cases)
+            yield case_columns(batch, chunk.file.uri, row, templates)
+            row += batch.num_rows

@@ -62,42 +62,45 @@ def check_schema(schema: pa.Schema, columns: Sequence[Column], file: str) -> lis
 def read_columns(
     batch: pa.RecordBatch, columns: Sequence[Column], file: str
 ) -> dict[str, list[object]]:
-    """The values of a batch that passed `check_schema`, column by column.
+    """The values of a batch that passed `check_schema`, column by column, as `read_arrays`."""
+    return {name: array.to_pylist() for name, array in read_arrays(batch, columns, file).items()}
 
-    An absent column is a list of None. A list column `messages` gives its lengths (None where the
-    list is null) as `messages` and the values of all its lists, one after another, as
-    `messages.field`.
+
+def read_arrays(batch: pa.RecordBatch, columns: Sequence[Column], file: str) -> dict[str, pa.Array]:
+    """The columns of a batch that passed `check_schema`, in their documented types.
+
+    An absent column is all null. A list column `messages` gives its lengths (null where the list
+    is null) as `messages` and the values of all its lists, one after another, as `messages.field`.
     """
-    values: dict[str, list[object]] = {}
+    arrays: dict[str, pa.Array] = {}
     flat: dict[str, pa.Array] = {}
     for column in columns:
         if not column.inner:
-            values[column.name] = _values(batch, column, file)
+            arrays[column.name] = _array(batch, column, file)
             continue
         if column.outer not in flat:
             lists = batch.column(column.outer)
-            values[column.outer] = pc.list_value_length(lists).to_pylist()
+            arrays[column.outer] = pc.list_value_length(lists)
             flat[column.outer] = lists.flatten()
-        values[column.name] = _values(flat[column.outer], column, file)
-    return values
+        arrays[column.name] = _array(flat[column.outer], column, file)
+    return arrays
 
 
-def _values(holder: pa.RecordBatch | pa.StructArray, column: Column, file: str) -> list[object]:
+def _array(holder: pa.RecordBatch | pa.StructArray, column: Column, file: str) -> pa.Array:
     if isinstance(holder, pa.RecordBatch):
         if column.name not in holder.schema.names:
-            return [None] * holder.num_rows
+            return pa.nulls(holder.num_rows, column.type)
         array = holder.column(column.name)
     else:
         if holder.type.get_field_index(column.inner) < 0:
-            return [None] * len(holder)
+            return pa.nulls(len(holder), column.type)
         array = pc.struct_field(holder, column.inner)
     try:
-        values: list[object] = _cast(array, column.type).to_pylist()
+        return _cast(array, column.type)
     except pa.ArrowInvalid as error:
         raise DataError(
             f"{file}: column {column.name} holds a value that is no {column.type}: {error}"
         ) from error
-    return values
 
 
 def _cast(array: pa.Array, wanted: pa.DataType) -> pa.Array:

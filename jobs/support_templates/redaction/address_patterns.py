@@ -27,6 +27,12 @@ _WORD_SUFFIXES = (
     "|via|viaduct|views?|villages?|ville|vista|walks?|wall|way|ways|wells?"
 )
 _NAME_WORD = r"(?:[^\W\d_][\w'’.-]{0,24}|\d{1,3}(?:st|nd|rd|th))"
+SUFFIX_WORDS = frozenset(
+    word
+    for suffix in f"{_PLAIN_SUFFIXES}|{_WORD_SUFFIXES}".split("|")
+    for word in {suffix.replace("?", ""), suffix.removesuffix("s?")}
+)
+"""The suffixes with and without the `s` that may end them."""
 _SPACE = r"[ \t]{1,3}"
 _DWELLING = (
     r"(?:flat|studio|apartment|apt|unit|suite|floor|room|house no|h\.? ?no)\.?\s?\d{1,5}[A-Za-z]?"

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from jobs.support_templates.redaction import address_patterns as shapes
 from jobs.support_templates.redaction.lexicon import fold, load_lexicon, word_set
+from jobs.support_templates.redaction.marks import Marks
 from jobs.support_templates.redaction.spans import Span
 
 _CUE_REACH = 50
@@ -28,29 +29,62 @@ _NOT_STREET = word_set(
 )
 
 
-def find_addresses(text: str) -> Iterator[Span]:
+_CUES = ("address", "live at", "living at", "reside at", "moved to")
+_FORCES = ("apo", "fpo", "dpo")
+_CONTINENTAL_WORDS = word_set(
+    "calle rua via viale corso avenida plaza piazza rue avenue boulevard place chemin impasse quai "
+    "cours"
+)
+_CONTINENTAL_ENDS = ("strasse", "str.", "gasse", "allee", "platz", "damm", "weg", "ufer")
+_FIVE_DIGITS = re.compile(r" \d{5}(?!\d)")
+_TOWN_AFTER_CODE = re.compile(r"[\dA-Z],?\s[A-Z]")
+_CAPITAL_AND_DIGIT = re.compile(r"[A-Z]\d")
+
+
+def find_addresses(marks: Marks) -> Iterator[Span]:
     """Spans of ADDRESS in a text that has digits."""
+    text = marks.text
     if not shapes.MARKS.search(text):
         return
-    for match in shapes.STREET.finditer(text):
-        end = _continued(text, match.end())
-        if _is_street(text, match, has_continuation=end > match.end()):
-            yield Span(match.start(), end, "ADDRESS")
-    for match in shapes.CUED_NUMBER.finditer(text):
-        yield Span(match.start("line"), _continued(text, match.end()), "ADDRESS")
-    for pattern in (shapes.BOX, shapes.CONTINENTAL, shapes.MILITARY):
+    if marks.may_hold_word(shapes.SUFFIX_WORDS):
+        for match in shapes.STREET.finditer(text):
+            end = _continued(text, match.end())
+            if _is_street(text, match, has_continuation=end > match.end()):
+                yield Span(match.start(), end, "ADDRESS")
+    if marks.may_hold(*_CUES):
+        for match in shapes.CUED_NUMBER.finditer(text):
+            yield Span(match.start("line"), _continued(text, match.end()), "ADDRESS")
+    for pattern in _lines(marks):
         for match in pattern.finditer(text):
             yield Span(match.start(), _continued(text, match.end()), "ADDRESS")
-    for pattern in (
-        shapes.CITY_ALONE,
-        shapes.POSTCODE_ALONE,
-        shapes.PROPER_LINE,
-        shapes.CONTINENTAL_LINE,
-    ):
+    for pattern in _whole_addresses(marks):
         for match in pattern.finditer(text):
             yield Span(match.start(), match.end(), "ADDRESS")
-    for match in shapes.POSTCODE_CUED.finditer(text):
-        yield Span(match.start("code"), match.end("code"), "ADDRESS")
+    if marks.may_hold("zip", "post"):
+        for match in shapes.POSTCODE_CUED.finditer(text):
+            yield Span(match.start("code"), match.end("code"), "ADDRESS")
+
+
+def _lines(marks: Marks) -> Iterator[re.Pattern[str]]:
+    """The patterns of first lines, which more may follow, as far as they can match."""
+    if marks.may_hold("box"):
+        yield shapes.BOX
+    if marks.may_hold_word(_CONTINENTAL_WORDS) or marks.may_hold(*_CONTINENTAL_ENDS):
+        yield shapes.CONTINENTAL
+    if marks.may_hold(*_FORCES):
+        yield shapes.MILITARY
+
+
+def _whole_addresses(marks: Marks) -> Iterator[re.Pattern[str]]:
+    """The patterns of addresses from beginning to end, as far as they can match."""
+    if marks.digits >= 5 and marks.may_match(_FIVE_DIGITS):
+        yield shapes.CITY_ALONE
+    if marks.digits >= 5 and marks.may_match(_TOWN_AFTER_CODE):
+        yield shapes.CONTINENTAL_LINE
+    if marks.may_match(_CAPITAL_AND_DIGIT):
+        yield shapes.POSTCODE_ALONE
+    if marks.digits >= 3 and marks.may_hold(",", "\n"):
+        yield shapes.PROPER_LINE
 
 
 def _is_street(text: str, match: re.Match[str], has_continuation: bool) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from jobs.support_templates.redaction.marks import Marks
 from jobs.support_templates.redaction.spans import Span
 
 BIRTH_YEARS = range(1900, 2011)
@@ -52,12 +53,21 @@ _CUE_AFTER = re.compile(
 )
 
 
-def find_birth_dates(text: str) -> Iterator[Span]:
+_SEPARATED = re.compile(r"\d[-/. ]\d{1,2}[-/. ]\d")
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_CUE_PARTS = ("birth", "born", "dob", "d.o.b", "bday", "b-day")
+
+
+def find_birth_dates(marks: Marks) -> Iterator[Span]:
     """Spans of DOB in a text that has digits."""
-    for match in _DATE.finditer(text):
-        year = next((int(match[f"year{n}"]) for n in range(4) if match[f"year{n}"]), None)
-        if year in BIRTH_YEARS or _CUE_AFTER.match(text, match.end()):
-            yield Span(match.start(), match.end(), "DOB")
+    text = marks.text
+    if marks.digits >= 3 and (marks.may_match(_SEPARATED) or marks.may_hold(*_MONTHS)):
+        for match in _DATE.finditer(text):
+            year = next((int(match[f"year{n}"]) for n in range(4) if match[f"year{n}"]), None)
+            if year in BIRTH_YEARS or _CUE_AFTER.match(text, match.end()):
+                yield Span(match.start(), match.end(), "DOB")
+    if not marks.may_hold(*_CUE_PARTS):
+        return
     for cue in _CUE.finditer(text):
         window = (cue.end(), cue.end() + CUE_REACH)
         found = _DATE.search(text, *window) or _LOOSE_DATE.search(text, *window)

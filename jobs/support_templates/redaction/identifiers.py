@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 from stdnum import iban, luhn
 
+from jobs.support_templates.redaction.lexicon import word_set
+from jobs.support_templates.redaction.marks import Marks
 from jobs.support_templates.redaction.phones import CUE_REACH, DASH, NOT_PERSONAL_CUE
 from jobs.support_templates.redaction.spans import Span
 
@@ -57,24 +59,36 @@ _ACCOUNT_CUED = re.compile(
     re.IGNORECASE,
 )
 _SHORTEST_CUED_ACCOUNT = 5
+_LONG_RUN = 8
+"""Digits of the shortest number that needs no cue."""
 _BARE_RUN = re.compile(rf"(?<![\w.,$£€#+{DASH}])\d{{8,30}}(?![\w%])(?![.,{DASH}]\d)")
 _COMPACT_DATE = re.compile(r"(?:(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))$")
 _MONEY_AFTER = re.compile(r"\s?(?:[$£€]|usd|eur|gbp|dollars?|pounds?|euros?|rupees?|yen)\b", re.I)
 _GROUP = re.compile(r"\d+")
+_LETTERS_AND_TWO_DIGITS = re.compile(r"[A-Za-z]{2} ?\d\d")
+"""What IBANs and British and Italian numbers begin with or hold."""
+_TAX_WORDS = word_set("ssn social itin tin tax taxid national nino sin")
+_ACCOUNT_WORDS = word_set(
+    "account accounts acct acc routing sort sortcode aba bsb ifsc bban iban customer client member "
+    "membership policy wallet passport licence license user national tax"
+)
 
 
-def find_identifiers(text: str) -> Iterator[Span]:
+def find_identifiers(marks: Marks) -> Iterator[Span]:
     """Spans of CARD, SSN, IBAN and ACCOUNT in a text that has digits."""
-    yield from _cards(text)
-    yield from _social_security_numbers(text)
-    yield from _ibans(text)
-    yield from _accounts(text)
+    if marks.may_hold("cv", "security code"):
+        for match in _CARD_CODE.finditer(marks.text):
+            yield Span(match.start(1), match.end(1), "CARD")
+    if marks.digits >= _CARD_DIGITS.start:
+        yield from _cards(marks.text)
+    yield from _social_security_numbers(marks)
+    if marks.may_match(_LETTERS_AND_TWO_DIGITS):
+        yield from _lettered_numbers(marks.text)
+    yield from _accounts(marks)
 
 
 def _cards(text: str) -> Iterator[Span]:
-    """Card numbers by Luhn, by grouping or by cue, and card verification codes."""
-    for match in _CARD_CODE.finditer(text):
-        yield Span(match.start(1), match.end(1), "CARD")
+    """Card numbers by Luhn, by grouping or by cue."""
     for run in _DIGIT_GROUPS.finditer(text):
         if run.end() - run.start() < _CARD_DIGITS.start:
             continue
@@ -117,14 +131,21 @@ def _is_card(digits: str, sizes: tuple[int, ...], is_cued: bool) -> bool:
     return is_sixteen or bool(luhn.is_valid(digits))
 
 
-def _social_security_numbers(text: str) -> Iterator[Span]:
-    """Numbers of social security and tax: US, Canadian with a cue, British, Italian."""
-    for match in _SSN.finditer(text):
-        yield Span(match.start(), match.end(), "SSN")
-    for match in _SSN_CUED.finditer(text):
-        yield Span(match.start("number"), match.end("number"), "SSN")
+def _social_security_numbers(marks: Marks) -> Iterator[Span]:
+    """Numbers of social security and tax of digits alone: US, and Canadian with a cue."""
+    if marks.digits >= 9:
+        for match in _SSN.finditer(marks.text):
+            yield Span(match.start(), match.end(), "SSN")
+    if marks.may_hold_word(_TAX_WORDS):
+        for match in _SSN_CUED.finditer(marks.text):
+            yield Span(match.start("number"), match.end("number"), "SSN")
+
+
+def _lettered_numbers(text: str) -> Iterator[Span]:
+    """What has letters and digits by rule: British and Italian numbers, IBANs."""
     for match in _NATIONAL_INSURANCE.finditer(text):
         yield Span(match.start(), match.end(), "SSN")
+    yield from _ibans(text)
 
 
 def _ibans(text: str) -> Iterator[Span]:
@@ -154,14 +175,20 @@ def _is_mod_97_sound(compact: str) -> bool:
     return int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
 
 
-def _accounts(text: str) -> Iterator[Span]:
+def _accounts(marks: Marks) -> Iterator[Span]:
     """Account numbers by cue, by mixed letters and digits, and long runs that nothing explains."""
-    for match in _ACCOUNT_CUED.finditer(text):
-        number = match["number"]
-        if sum(c.isdigit() for c in number) >= _SHORTEST_CUED_ACCOUNT and not _is_money(
-            text, match.end("number")
-        ):
-            yield Span(match.start("number"), match.end("number"), "ACCOUNT")
+    text = marks.text
+    if marks.digits >= _SHORTEST_CUED_ACCOUNT and (
+        marks.may_hold_word(_ACCOUNT_WORDS) or marks.may_hold("a/c")
+    ):
+        for match in _ACCOUNT_CUED.finditer(text):
+            number = match["number"]
+            if sum(c.isdigit() for c in number) >= _SHORTEST_CUED_ACCOUNT and not _is_money(
+                text, match.end("number")
+            ):
+                yield Span(match.start("number"), match.end("number"), "ACCOUNT")
+    if marks.digits < _LONG_RUN:
+        return
     for pattern in (_LETTERS_AND_DIGITS, _BARE_RUN):
         for match in pattern.finditer(text):
             before = text[max(0, match.start() - CUE_REACH) : match.start()]

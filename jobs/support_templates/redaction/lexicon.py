@@ -116,16 +116,16 @@ def fold(word: str) -> str:
         decomposed = unicodedata.normalize("NFKD", lowered.translate(_LETTERS_NFKD_KEEPS))
         lowered = "".join(c for c in decomposed if not unicodedata.combining(c))
         lowered = lowered.replace("’", "")
-    return lowered.replace("'", "")
+    return lowered.replace("'", "") if "'" in lowered else lowered
 
 
-def holds_any(text: str, words: frozenset[str]) -> bool:
-    """Whether `text` has one of `words`; the cheap test before every expensive one."""
+def folded_words(text: str) -> frozenset[str]:
+    """The runs of the letters a to z in `text`, after lower case and without diacritics."""
     lowered = text.lower()
     if not lowered.isascii():
         decomposed = unicodedata.normalize("NFKD", lowered.translate(_LETTERS_NFKD_KEEPS))
         lowered = "".join(c for c in decomposed if not unicodedata.combining(c))
-    return not words.isdisjoint(_WORD.findall(lowered))
+    return frozenset(_WORD.findall(lowered))
 
 
 def _census(path: Path) -> list[str]:

@@ -10,9 +10,11 @@ unknown word a name.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from enum import Enum
 
 from jobs.support_templates.redaction.lexicon import word_set
+from jobs.support_templates.redaction.marks import Marks
 
 
 class Cue(Enum):
@@ -65,15 +67,45 @@ _INTRODUCED = re.compile(
 _MENTIONED = re.compile(
     r"(?<!\w)(?:to|from|by|with|paid|pay|paying|told|asked|owe|gave|and|between)\s", re.IGNORECASE
 )
-_IN_ORDER = (
-    (_MENTIONED, Cue.MENTIONED),
-    (_INTRODUCED, Cue.INTRODUCED),
-    (_GREETED, Cue.GREETED),
-    (_RELATED, Cue.RELATED),
-    (_TOLD, Cue.TOLD),
+_MENTIONED_WORDS = word_set("to from by with paid pay paying told asked owe gave and between")
+_INTRODUCED_WORDS = word_set("am im m is its s thats")
+_GREETED_WORDS = word_set(
+    "hi hello hey hiya dear good morning welcome thanks thx thank cheers bye goodbye regards "
+    "wishes sincerely yours truly faithfully"
+)
+_RELATED_WORDS = word_set(
+    "wife husband spouse partner fiance fiancee son daughter mother father mom mum dad brother "
+    "sister friend colleague boss landlord roommate flatmate cousin uncle aunt nephew niece "
+    "girlfriend boyfriend employer lawyer attorney wifes husbands spouses partners fiances "
+    "fiancees sons daughters mothers fathers moms mums dads brothers sisters friends colleagues "
+    "bosss landlords roommates flatmates cousins uncles aunts nephews nieces girlfriends "
+    "boyfriends employers lawyers attorneys speak spoke spoken speaking talk talked talking chat "
+    "chatted chatting agent advocate representative advisor adviser ask"
+)
+_TOLD_WORDS = word_set(
+    "name names holder holders cardholder cardholders accountholder accountholders registered "
+    "issued belongs belonging addressed made call named called go behalf attn"
 )
 
 
-def find_cues(text: str) -> dict[int, Cue]:
+def find_cues(marks: Marks) -> dict[int, Cue]:
     """The place where each cue ends, and what it promises; the stronger cue wins a place."""
-    return {match.end(): cue for pattern, cue in _IN_ORDER for match in pattern.finditer(text)}
+    return {
+        match.end(): cue
+        for pattern, cue in _possible(marks)
+        for match in pattern.finditer(marks.text)
+    }
+
+
+def _possible(marks: Marks) -> Iterator[tuple[re.Pattern[str], Cue]]:
+    """The patterns that can match, the weakest cue first."""
+    if marks.may_hold_word(_MENTIONED_WORDS):
+        yield _MENTIONED, Cue.MENTIONED
+    if marks.may_hold_word(_INTRODUCED_WORDS):
+        yield _INTRODUCED, Cue.INTRODUCED
+    if marks.may_hold_word(_GREETED_WORDS) or "\n" in marks.text:
+        yield _GREETED, Cue.GREETED
+    if marks.may_hold_word(_RELATED_WORDS):
+        yield _RELATED, Cue.RELATED
+    if marks.may_hold_word(_TOLD_WORDS):
+        yield _TOLD, Cue.TOLD

@@ -11,6 +11,7 @@ import re
 from jobs.support_templates.redaction.name_view import NameView, Word
 from jobs.support_templates.redaction.name_words import DOTTED, PARTICLES, SUFFIXES
 
+_BEFORE_SUFFIX = re.compile(r"[ .,]{1,3}")
 _LONGEST_NAME = 7
 """Words of the longest name, title and suffixes included."""
 
@@ -21,7 +22,7 @@ def extended(view: NameView, begin: int, end: int, is_told: bool) -> int:
     has_common = False
     while end < len(view.words) and end - begin < _LONGEST_NAME:
         word = view.words[end]
-        if word.key in SUFFIXES and re.fullmatch(r"[ .,]{1,3}", view.gap(end)):
+        if word.key in SUFFIXES and _BEFORE_SUFFIX.fullmatch(view.gap(end)):
             end += 1
         elif not view.joins(end):
             if is_told and end == begin + 1 and _is_inverted(view, end):

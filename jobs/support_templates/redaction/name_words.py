@@ -28,6 +28,9 @@ NEVER_NAMES = word_set(
 CALENDAR = word_set("january february march april june july august monday friday saturday sunday")
 """Given names that are dates, unless capitalised beside a surname."""
 
+NEVER_CUED = NEVER_NAMES | CALENDAR
+NEVER_ALONE = NEVER_CUED | MODALS
+
 NEVER_MENTIONED = word_set(
     "africa america asia carolina china dallas france georgia houston india ireland israel "
     "kenya london milan paris tennessee virginia york alpha chase clay crystal dell delta "

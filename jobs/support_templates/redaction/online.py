@@ -11,7 +11,8 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-from jobs.support_templates.redaction.lexicon import fold, holds_any, load_lexicon, word_set
+from jobs.support_templates.redaction.lexicon import fold, load_lexicon, word_set
+from jobs.support_templates.redaction.marks import Marks
 from jobs.support_templates.redaction.spans import Span
 
 _LABEL = r"[\w-]++"
@@ -60,23 +61,34 @@ _HANDLE_WORDS = word_set(
 )
 
 
-def find_online(text: str) -> Iterator[Span]:
+_SPELLED_MARKS = (
+    *("dot", "mail", "yahoo", "outlook", "icloud", "aol", "proton", "gmx", "live", "msn"),
+)
+"""What every spelled address of mail has one of."""
+
+
+def find_online(marks: Marks) -> Iterator[Span]:
     """Spans of EMAIL, URL, IP and HANDLE, each searched only where its marks occur."""
+    text = marks.text
     if "@" in text:
         yield from _matches(_EMAIL, text, "EMAIL")
         yield from _matches(_AT_HANDLE, text, "HANDLE")
-    if "at " in text or "at)" in text or "at]" in text or "AT " in text:
+    if ("at " in text or "at)" in text or "at]" in text or "AT " in text) and marks.may_hold(
+        *_SPELLED_MARKS
+    ):
         yield from _matches(_SPELLED_EMAIL, text, "EMAIL")
     if "$" in text:
         yield from _matches(_CASHTAG, text, "HANDLE")
-    if _DOT_LETTERS.search(text):
+    if "." in text and _DOT_LETTERS.search(text):
         yield from _trimmed(_URL, text)
         yield from _trimmed(_DOMAIN, text)
     elif "://" in text:
         yield from _trimmed(_URL, text)
-    if text.count(".") >= 3 or ":" in text:
-        yield from _addresses(text)
-    if holds_any(text, _HANDLE_WORDS):
+    if marks.digits >= 4 and text.count(".") >= 3:
+        yield from _ipv4_addresses(text)
+    if text.count(":") >= 2:
+        yield from _ipv6_addresses(text)
+    if not _HANDLE_WORDS.isdisjoint(marks.words):
         yield from _cued_handles(text)
 
 
@@ -93,12 +105,16 @@ def _trimmed(pattern: re.Pattern[str], text: str) -> Iterator[Span]:
         yield Span(match.start(), match.start() + length, "URL")
 
 
-def _addresses(text: str) -> Iterator[Span]:
-    """IP addresses of both versions; `ipaddress` decides, so versions and times stay."""
+def _ipv4_addresses(text: str) -> Iterator[Span]:
+    """IP addresses of version 4; a number above 255 makes it a version or a time."""
     for match in _IPV4.finditer(text):
         octets = re.split("[:/]", match.group())[0].split(".")
         if all(int(octet) <= 255 for octet in octets):
             yield Span(match.start(), match.end(), "IP")
+
+
+def _ipv6_addresses(text: str) -> Iterator[Span]:
+    """IP addresses of version 6; `ipaddress` decides, so times stay."""
     for match in _IPV6.finditer(text):
         start, candidate = match.start(), match.group().rstrip(".")
         if candidate.startswith(":") and not candidate.startswith("::"):

@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from jobs.support_templates.redaction.lexicon import holds_any, load_lexicon
+from jobs.support_templates.redaction.lexicon import load_lexicon
+from jobs.support_templates.redaction.marks import Marks
 from jobs.support_templates.redaction.name_cues import CUE_WORDS, Cue, find_cues
 from jobs.support_templates.redaction.name_extent import character_end, extended, particle_end
 from jobs.support_templates.redaction.name_view import NameView, Word
@@ -19,6 +20,8 @@ from jobs.support_templates.redaction.name_words import (
     CALENDAR,
     CAPITAL_TITLES,
     MODALS,
+    NEVER_ALONE,
+    NEVER_CUED,
     NEVER_MENTIONED,
     NEVER_NAMES,
     PARTICLES,
@@ -29,28 +32,30 @@ from jobs.support_templates.redaction.spans import Span
 _CAPITAL_INSIDE = re.compile(r"\s(?<![.!?] )[^\W\d_a-z][^\W\d_A-Z]")
 """A capitalised word that does not just begin a sentence."""
 
+_AFTER_TITLE = re.compile(r"\.?[ \t]{1,2}|\.")
 _SELF_NAMED = re.compile(r"[ ,]{1,2}(?:here|speaking|writing|calling)\b")
 
 
-def find_names(text: str) -> list[Span]:
+def find_names(marks: Marks) -> list[Span]:
     """Spans of NAME, titles and suffixes included."""
-    lexicon = load_lexicon()
-    if not (
-        holds_any(text, _trigger_words())
-        or _CAPITAL_INSIDE.search(text)
-        or (" " not in text and text[:1].isupper())
+    text, lexicon = marks.text, load_lexicon()
+    if (
+        _trigger_words().isdisjoint(marks.words)
+        and not _CAPITAL_INSIDE.search(text)
+        and (" " in text or not text[:1].isupper())
     ):
         return []
     view = NameView(text, lexicon)
-    reader = _Reader(view)
+    reader = _Reader(view, find_cues(marks))
     spans: list[Span] = []
     position = 0
-    for index, word in enumerate(view.words):
-        if index < position or not reader.may_start(index):
+    for index in reader.places():
+        if index < position:
             continue
         position = reader.name_end(index)
         if position > index:
-            spans.append(Span(word.start, character_end(view, position), "NAME"))
+            start = view.words[index].start
+            spans.append(Span(start, character_end(view, position), "NAME"))
     return spans
 
 
@@ -64,22 +69,20 @@ def _trigger_words() -> frozenset[str]:
 class _Reader:
     """Reads names out of the words of one text."""
 
-    def __init__(self, view: NameView) -> None:
+    def __init__(self, view: NameView, cues: dict[int, Cue]) -> None:
         self._view = view
         self._words = view.words
         self._lexicon = view.lexicon
-        self._cues = find_cues(view.text)
+        self._cues = cues
 
-    def may_start(self, index: int) -> bool:
-        """Whether the word is worth a closer look; most words are not."""
-        word = self._words[index]
-        return (
-            word.is_capital
-            or word.key in self._lexicon.given
-            or word.start in self._cues
-            or word.key in TITLES
-            or "-" in word.key
-        )
+    def places(self) -> list[int]:
+        """The words that are worth a closer look; most are not."""
+        given, cues = self._lexicon.given, self._cues
+        return [
+            index
+            for index, (start, _, key, is_capital, _) in enumerate(self._words)
+            if is_capital or key in given or start in cues or key in TITLES or "-" in key
+        ]
 
     def name_end(self, index: int) -> int:
         """Index after the last word of the name that starts at `index`; `index` if none does."""
@@ -105,16 +108,16 @@ class _Reader:
         if title.key not in TITLES and not (title.key in CAPITAL_TITLES and title.is_capital):
             return False
         follower = self._view.at(index + 1)
-        if follower is None or not re.fullmatch(r"\.?[ \t]{1,2}|\.", self._view.gap(index + 1)):
+        if follower is None or not _AFTER_TITLE.fullmatch(self._view.gap(index + 1)):
             return False
         if not self._lexicon.is_common(follower.key):
             return len(follower.key) > 1 or self._view.gap(index + 1) != " "
-        return self._view.shows_capital(follower) and follower.key not in NEVER_NAMES | CALENDAR
+        return self._view.shows_capital(follower) and follower.key not in NEVER_CUED
 
     def _is_announced(self, index: int, cue: Cue) -> bool:
         """Whether the word after a cue can be a name, given how strong the cue is."""
         word, lexicon = self._words[index], self._lexicon
-        if word.key in NEVER_NAMES | CALENDAR or len(word.key) < 2:
+        if word.key in NEVER_CUED or len(word.key) < 2:
             return False
         is_common = lexicon.is_common(word.key)
         if cue is Cue.TOLD:
@@ -169,7 +172,7 @@ class _Reader:
     def _stands_alone(self, index: int) -> bool:
         """Whether an ambiguous given name is all there is, or says "here" or "speaking"."""
         word = self._words[index]
-        if not self._view.shows_capital(word) or word.key in NEVER_NAMES | CALENDAR | MODALS:
+        if not self._view.shows_capital(word) or word.key in NEVER_ALONE:
             return False
         is_given = self._lexicon.is_given(word.key)
         if not is_given and self._lexicon.is_common(word.key):

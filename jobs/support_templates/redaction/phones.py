@@ -10,10 +10,12 @@ none of these.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import phonenumbers
 
+from jobs.support_templates.redaction.lexicon import word_set
+from jobs.support_templates.redaction.marks import Marks
 from jobs.support_templates.redaction.spans import Span
 
 NOT_PERSONAL_CUE = re.compile(
@@ -83,24 +85,70 @@ _GROUP = re.compile(r"\d+")
 _REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "PL", "PT", "AU", "IN", "BR", "MX")
 
 
-def find_phones(text: str) -> Iterator[Span]:
-    """Spans of PHONE in a text that has at least seven digits."""
-    for match in _NORTH_AMERICAN.finditer(text):
-        yield Span(match.start(), match.end(), "PHONE")
-    for match in _CUED.finditer(text):
-        if not _CUE_BROKEN.search(match["gap"]) and not _DATE_LIKE.match(match["number"]):
-            yield Span(match.start("number"), match.end(), "PHONE")
-    for count, match in enumerate(_INTERNATIONAL.finditer(text)):
-        length = len(match.group())
-        if count < MOST_VALIDATED:
-            length = _international_length(match.group())
-        yield Span(match.start(), match.start() + length, "PHONE")
-    for pattern in (_LOCAL, _BARE_TEN, _TRUNK, _GROUPED):
+_CUE_WORDS = word_set(
+    "phone mobile mob cell cellphone tel telephone landline fax whatsapp sms call text ring reach "
+    "contact number no nr"
+)
+
+
+def find_phones(marks: Marks, others: Sequence[Span]) -> Iterator[Span]:
+    """Spans of PHONE in a text that has at least seven digits.
+
+    Args:
+        marks: of the text.
+        others: what other detectors found. A number that lies within one of their finds changes
+            nothing, so it is not judged, which takes long.
+    """
+    text = marks.text
+    found: list[Span] = []
+    if marks.digits >= 10:
+        for match in _NORTH_AMERICAN.finditer(text):
+            found.append(Span(match.start(), match.end(), "PHONE"))
+    if marks.may_hold_word(_CUE_WORDS):
+        for match in _CUED.finditer(text):
+            if not _CUE_BROKEN.search(match["gap"]) and not _DATE_LIKE.match(match["number"]):
+                found.append(Span(match.start("number"), match.end(), "PHONE"))
+    yield from found
+    found += others
+    if "+" in text or marks.may_hold("00"):
+        for count, match in enumerate(_INTERNATIONAL.finditer(text)):
+            if _lies_within(match, found):
+                continue
+            length = len(match.group())
+            if count < MOST_VALIDATED:
+                length = _international_length(match.group())
+            yield Span(match.start(), match.start() + length, "PHONE")
+    for pattern in _national(marks):
         for count, match in enumerate(pattern.finditer(text)):
-            if not is_other_number(text, match.start()) and (
-                count >= MOST_VALIDATED or _ACCEPTS[pattern](match.group())
+            if (
+                not _lies_within(match, found)
+                and not is_other_number(text, match.start())
+                and (count >= MOST_VALIDATED or _ACCEPTS[pattern](match.group()))
             ):
                 yield Span(match.start(), match.end(), "PHONE")
+
+
+def _lies_within(match: re.Match[str], found: Sequence[Span]) -> bool:
+    """Whether a longer find, or a telephone number as long, already holds the match."""
+    start, end = match.span()
+    return any(
+        span.start <= start
+        and end <= span.end
+        and (span.kind == "PHONE" or span.end - span.start > end - start)
+        for span in found
+    )
+
+
+def _national(marks: Marks) -> Iterator[re.Pattern[str]]:
+    """The patterns of numbers without a country's code, as far as they can match."""
+    if marks.may_hold("-"):
+        yield _LOCAL
+    if marks.digits >= 10:
+        yield _BARE_TEN
+    if marks.digits >= 9:
+        if marks.may_hold("0"):
+            yield _TRUNK
+        yield _GROUPED
 
 
 def is_other_number(text: str, start: int) -> bool:

@@ -13,8 +13,10 @@ log.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Protocol
 
+from jobs.support_templates.redaction.marks import Marks
 from jobs.support_templates.redaction.patterns import find_patterns
 from jobs.support_templates.redaction.person_names import find_names
 from jobs.support_templates.redaction.spans import (
@@ -51,6 +53,12 @@ class Redactor(Protocol):
     def redact_text(self, text: str) -> str:
         """Redact `text` and return the text alone."""
 
+    def remembering(self, pieces: int) -> Redactor:
+        """The same redactor, which keeps what it found in so many pieces of text.
+
+        The pieces themselves are kept in memory too, so it is for one piece of work.
+        """
+
 
 def build_redactor(presidio: bool) -> Redactor:
     """The rule redactor, with presidio as a second layer where `presidio` is set.
@@ -58,21 +66,33 @@ def build_redactor(presidio: bool) -> Redactor:
     Raises:
         UserError: if presidio or its language model is asked for and not installed.
     """
-    rules: tuple[Detector, ...] = (find_patterns, find_names)
     if not presidio:
-        return LayeredRedactor(REDACTOR_VERSION, rules)
+        return LayeredRedactor(REDACTOR_VERSION, (find_by_rules,))
     from jobs.support_templates.redaction.presidio import PresidioDetector
 
     second = PresidioDetector()
-    return LayeredRedactor(f"{REDACTOR_VERSION}+{second.version}", (*rules, second))
+    return LayeredRedactor(f"{REDACTOR_VERSION}+{second.version}", (find_by_rules, second))
+
+
+def find_by_rules(text: str) -> list[Span]:
+    """Every span that the rules find, overlaps included."""
+    marks = Marks.of(text)
+    spans = find_patterns(marks)
+    spans += find_names(marks)
+    return spans
 
 
 class LayeredRedactor:
     """Applies detectors to the pieces of a text until none of them finds anything."""
 
-    def __init__(self, version: str, detectors: tuple[Detector, ...]) -> None:
+    def __init__(
+        self, version: str, detectors: tuple[Detector, ...], remembered_pieces: int = 0
+    ) -> None:
         self._version = version
         self._detectors = detectors
+        self._search: Callable[[str], list[Span]] = self._search_anew
+        if remembered_pieces:
+            self._search = lru_cache(remembered_pieces)(self._search_anew)
 
     @property
     def version(self) -> str:
@@ -87,12 +107,18 @@ class LayeredRedactor:
         """Redact `text` and return the text alone."""
         return self.redact(text).text
 
+    def remembering(self, pieces: int) -> LayeredRedactor:
+        """The same redactor, which keeps what it found in so many pieces of text."""
+        return LayeredRedactor(self._version, self._detectors, pieces)
+
     def _spans(self, text: str) -> list[Span]:
         """Disjoint spans of `text` in order, collapsed."""
         found: list[Span] = []
         waiting = [(start, end, MAX_ROUNDS) for start, end in pieces(text)]
         while waiting:
             start, end, rounds = waiting.pop()
+            if start == end:
+                continue
             spans = self._search(text[start:end])
             if not spans:
                 continue
@@ -108,7 +134,7 @@ class LayeredRedactor:
             waiting.append((position, end, rounds - 1))
         return collapse(text, sorted(found))
 
-    def _search(self, piece: str) -> list[Span]:
+    def _search_anew(self, piece: str) -> list[Span]:
         """One round of every detector over one piece, merged."""
         spans = [span for detector in self._detectors for span in detector(piece)]
         return merge(spans) if len(spans) > 1 else spans

@@ -12,7 +12,7 @@ Targets are not shifted here, and no mask is built: that is the model's part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -36,15 +36,24 @@ _EPOCHS_KEPT = 4
 _GROUPS_KEPT = 8
 
 
-class _Piece(NamedTuple):
-    """Part of one document, end-of-text included, in one row."""
+class _Pieces(NamedTuple):
+    """Parts of documents, end-of-text included, that make some rows; one array a field."""
 
-    document: int
-    skipped: int
+    row: Indices
+    """Which of the rows that are wanted."""
+    place: Indices
+    """Where the part begins in its row."""
+    document: Indices
+    skipped: Indices
     """Tokens of the document that lie in earlier rows."""
-    size: int
-    is_last: bool
+    size: Indices
+    is_last: npt.NDArray[np.bool_]
     """Whether the last of the `size` tokens is the end-of-text token."""
+
+    def sorted(self) -> _Pieces:
+        """The parts in the order of rows and places."""
+        order = np.lexsort((self.place, self.row))
+        return _Pieces(*(values[order] for values in self))
 
 
 @dataclass(frozen=True)
@@ -101,17 +110,35 @@ class PackedStream:
         return stream_fingerprint(self.table, rows, seed, {"layout": "packed", **layout})
 
     def samples(self, positions: Sequence[int]) -> list[Sample]:
-        """The packed rows at these positions."""
-        rows = [divmod(position, self.epoch_size) for position in positions]
-        pieces = [self._pieces(epoch, row) for epoch, row in rows]
-        documents = np.array([piece.document for row in pieces for piece in row], dtype=np.int64)
-        blocks, offsets = self.table.locate(documents)
-        needed = np.unique(blocks).tolist()
-        tokens = dict(zip(needed, map(_tokens, self.table.read_blocks(needed)), strict=True))
-        places = zip(blocks.tolist(), offsets.tolist(), strict=True)
-        texts = (tokens[block].list_at(offset) for block, offset in places)
+        """The packed rows at these positions; what is made together shares its memory."""
+        epochs, rows = np.divmod(np.asarray(positions, dtype=np.int64), self.epoch_size)
+        pieces = self._pieces(epochs, rows)
+        shape = (len(rows), self.seq_len)
+        filler = self.end_of_text if self.pad is None else self.pad
+        input_ids = np.full(shape, filler, dtype=np.int64)
+        document_ids = np.full(shape, -1, dtype=np.int32)
+        self._write_tokens(input_ids.ravel(), pieces)
+        begins = pieces.row * self.seq_len + pieces.place
+        ends = begins + pieces.size
+        input_ids.ravel()[ends[pieces.is_last] - 1] = self.end_of_text
+        # The pieces of a row lie side by side, so all places that are no padding are in their order.
+        first = np.searchsorted(pieces.row, pieces.row)
+        is_real = np.arange(self.seq_len) < np.bincount(
+            pieces.row, pieces.size, minlength=len(rows)
+        ).astype(np.int64).reshape(-1, 1)
+        document_ids[is_real] = np.repeat(np.arange(len(first)) - first, pieces.size)
+        self._check_padding(rows, input_ids, is_real)
+        labels = np.where(is_real, input_ids, IGNORED)
+        real = is_real.sum(axis=1)
         return [
-            self._sample(row, found, texts) for (_, row), found in zip(rows, pieces, strict=True)
+            {
+                "id": int(row),
+                "input_ids": input_ids[at],
+                "labels": labels[at],
+                "document_ids": document_ids[at],
+                "n_real": int(real[at]),
+            }
+            for at, row in enumerate(rows)
         ]
 
     @cached_property
@@ -147,50 +174,58 @@ class PackedStream:
         documents = order.group(number)
         return documents, np.cumsum(self._lengths[documents].astype(np.int64) + 1)
 
-    def _pieces(self, epoch: int, row: int) -> list[_Piece]:
-        """The pieces of documents that make a row."""
-        _, starts = self._epochs.get(epoch, self._make_epoch)
-        begin = row * self.seq_len
-        end = min(begin + self.seq_len, int(starts[-1]))
-        pieces: list[_Piece] = []
-        while begin < end:
-            number = int(np.searchsorted(starts, begin, side="right")) - 1
-            stop = min(end, int(starts[number + 1]))
-            documents, ends = self._groups.get((epoch, number), self._make_group)
-            base = int(starts[number])
-            pieces += _cut(documents, ends, begin - base, stop - base)
-            begin = stop
-        return pieces
+    def _pieces(self, epochs: Indices, rows: Indices) -> _Pieces:
+        """The pieces of documents that make the rows."""
+        found: list[_Pieces] = []
+        for epoch in np.unique(epochs).tolist():
+            _, starts = self._epochs.get(epoch, self._make_epoch)
+            wanted = np.flatnonzero(epochs == epoch)
+            begin = rows[wanted] * self.seq_len
+            stop = np.minimum(begin + self.seq_len, starts[-1])
+            first = np.searchsorted(starts, begin, side="right") - 1
+            last = np.searchsorted(starts, stop, side="left") - 1
+            spans = zip(first.tolist(), last.tolist(), strict=True)
+            for group in sorted({number for a, b in spans for number in range(a, b + 1)}):
+                documents, ends = self._groups.get((epoch, group), self._make_group)
+                base = int(starts[group])
+                here = (first <= group) & (group <= last)
+                found.append(
+                    _cut(documents, ends, wanted[here], begin[here] - base, stop[here] - base)
+                )
+        if len(found) == 1:
+            return found[0]
+        return _Pieces(*map(np.concatenate, zip(*found, strict=True))).sorted()
 
-    def _sample(
-        self, row: int, pieces: Sequence[_Piece], texts: Iterator[npt.NDArray[np.integer]]
-    ) -> Sample:
-        filler = self.end_of_text if self.pad is None else self.pad
-        input_ids = np.full(self.seq_len, filler, dtype=np.int64)
-        document_ids = np.full(self.seq_len, -1, dtype=np.int32)
-        at = 0
-        for number, piece in enumerate(pieces):
-            words = piece.size - piece.is_last
-            text = next(texts)
-            input_ids[at : at + words] = text[piece.skipped : piece.skipped + words]
-            document_ids[at : at + piece.size] = number
-            at += piece.size
-            if piece.is_last:
-                input_ids[at - 1] = self.end_of_text
-        if self.pad is not None and (input_ids[:at] == self.pad).any():
+    def _write_tokens(self, flat: npt.NDArray[np.int64], pieces: _Pieces) -> None:
+        """Copy the tokens of the documents into the rows, laid end to end in `flat`."""
+        blocks, offsets = self.table.locate(pieces.document)
+        needed = np.unique(blocks)
+        lists = [_tokens(block) for block in self.table.read_blocks(needed.tolist())]
+        words = pieces.size - pieces.is_last
+        begins = pieces.row * self.seq_len + pieces.place
+        for kept, offset, skipped, size, at in zip(
+            np.searchsorted(needed, blocks).tolist(),
+            offsets.tolist(),
+            pieces.skipped.tolist(),
+            words.tolist(),
+            begins.tolist(),
+            strict=True,
+        ):
+            block = lists[kept]
+            source = int(block.offsets[offset]) + skipped
+            flat[at : at + size] = block.values[source : source + size]
+
+    def _check_padding(
+        self, rows: Indices, input_ids: npt.NDArray[np.int64], is_real: npt.NDArray[np.bool_]
+    ) -> None:
+        if self.pad is None:
+            return
+        bad = ((input_ids == self.pad) & is_real).any(axis=1)
+        if bad.any():
             raise DataError(
                 f"{self.location}: the padding token {self.pad} occurs in the text (epoch row"
-                f" {row}); choose a padding token that the tokenizer never gives"
+                f" {int(rows[bad][0])}); choose a padding token that the tokenizer never gives"
             )
-        labels = input_ids.copy()
-        labels[at:] = IGNORED
-        return {
-            "id": row,
-            "input_ids": input_ids,
-            "labels": labels,
-            "document_ids": document_ids,
-            "n_real": at,
-        }
 
     def __getstate__(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -202,29 +237,38 @@ class _Lists(NamedTuple):
     offsets: npt.NDArray[np.integer]
     values: npt.NDArray[np.integer]
 
-    def list_at(self, index: int) -> npt.NDArray[np.integer]:
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
-
 
 def _tokens(block: pa.RecordBatch) -> _Lists:
     column = block.column(TOKENS)
     return _Lists(column.offsets.to_numpy(), column.values.to_numpy())
 
 
-def _cut(documents: Indices, ends: Indices, begin: int, stop: int) -> list[_Piece]:
-    """The pieces of a group's documents that lie in the tokens [begin, stop) of the group."""
-    first = int(np.searchsorted(ends, begin, side="right"))
-    last = int(np.searchsorted(ends, stop, side="left"))
-    starts = ends[first : last + 1].tolist()
-    edges = [int(ends[first - 1]) if first else 0, *starts]
-    return [
-        _Piece(
-            document=document,
-            skipped=max(0, begin - start),
-            size=min(end, stop) - max(start, begin),
-            is_last=end <= stop,
-        )
-        for document, start, end in zip(
-            documents[first : last + 1].tolist(), edges[:-1], edges[1:], strict=True
-        )
-    ]
+def _cut(
+    documents: Indices, ends: Indices, rows: Indices, begin: Indices, stop: Indices
+) -> _Pieces:
+    """The pieces of a group's documents that lie in the tokens [begin, stop) of the group.
+
+    Args:
+        documents: the documents of the group, in their order.
+        ends: the token of the group where each of them ends.
+        rows: [rows], which of the rows that are wanted each range belongs to; it rises.
+        begin: [rows], negative where the row begins in the group before.
+        stop: [rows], beyond the group where the row goes on in the next one.
+    """
+    inside, outside = np.maximum(begin, 0), np.minimum(stop, ends[-1])
+    first = np.searchsorted(ends, inside, side="right")
+    counts = np.searchsorted(ends, outside, side="left") - first + 1
+    which = np.repeat(np.arange(len(rows)), counts)
+    within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+    index = first[which] + within
+    end = ends[index]
+    start = np.where(index > 0, ends[index - 1], 0)
+    piece_begin = np.maximum(start, inside[which])
+    return _Pieces(
+        row=rows[which],
+        place=piece_begin - begin[which],
+        document=documents[index],
+        skipped=piece_begin - start,
+        size=np.minimum(end, outside[which]) - piece_begin,
+        is_last=end <= outside[which],
+    )

@@ -17,8 +17,7 @@ from jobs.support_templates.data.sim_config import Pool, SimConfig
 from jobs.support_templates.data.support_sim import simulate
 from jobs.support_templates.evaluation import ScoredSamples, evaluate
 from jobs.support_templates.label_map import LabelMap, build_label_map
-from jobs.support_templates.preparation import SideRule
-from jobs.support_templates.split import Side, check_no_shared_case
+from jobs.support_templates.split import Side, SideRule, check_no_shared_case
 
 SIMULATION = SimConfig(unlabelled_cases=0, labelled_cases=200, validation_cases=30, test_cases=80)
 Row = tuple[Sample, str, str]

@@ -26,16 +26,18 @@ from jobs.support_templates.data.support_sim import write_simulation
 from jobs.support_templates.data_report import redaction_counts
 from jobs.support_templates.preparation import (
     DOCUMENT_SCHEMA,
-    PRETRAIN,
-    PRETRAIN_VALIDATION,
-    SideRule,
     documents,
     labelled_samples,
     redact_cases,
     redacted_case,
 )
 from jobs.support_templates.redaction.redactor import build_redactor
-from jobs.support_templates.split import check_no_shared_case
+from jobs.support_templates.split import (
+    PRETRAIN,
+    PRETRAIN_VALIDATION,
+    SideRule,
+    check_no_shared_case,
+)
 from jobs.support_templates.tasks import LanguageModelling
 from jobs.support_templates.tokenizer import TextCodec, train_tokenizer
 from jobs.support_templates.transcript import transcript
