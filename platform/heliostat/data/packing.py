@@ -53,7 +53,14 @@ class _Pieces(NamedTuple):
     def sorted(self) -> _Pieces:
         """The parts in the order of rows and places."""
         order = np.lexsort((self.place, self.row))
-        return _Pieces(*(values[order] for values in self))
+        return _Pieces(
+            row=self.row[order],
+            place=self.place[order],
+            document=self.document[order],
+            skipped=self.skipped[order],
+            size=self.size[order],
+            is_last=self.is_last[order],
+        )
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class PackedStream:
         begins = pieces.row * self.seq_len + pieces.place
         ends = begins + pieces.size
         input_ids.ravel()[ends[pieces.is_last] - 1] = self.end_of_text
-        # The pieces of a row lie side by side, so all places that are no padding are in their order.
+        # Padding only ends a row, so the places before it are in the order of the pieces.
         first = np.searchsorted(pieces.row, pieces.row)
         is_real = np.arange(self.seq_len) < np.bincount(
             pieces.row, pieces.size, minlength=len(rows)
