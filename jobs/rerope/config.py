@@ -11,6 +11,7 @@ from heliostat.config.resources import ResourcesConfig, TrackerConfig
 from heliostat.errors import ConfigError
 from heliostat.serve.config import LimitsConfig, ServeConfig
 from heliostat.serve.generation.config import GenerationConfig
+from heliostat.sweep.config import SweepConfig
 from heliostat.train.config import FitConfig
 from heliostat.train.preflight import check_config
 
@@ -160,6 +161,8 @@ class Config:
     """The comparison."""
     scheme: SchemeConfig = field(default_factory=SchemeConfig)
     """The scheme of a trial of a sweep over a bundle."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """The search over a bundle."""
     claim: ClaimConfig = field(default_factory=ClaimConfig)
     """The experiment behind the claim."""
     context: int = 4096

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,65 +12,25 @@ import pytest
 import requests
 import torch
 import torch.nn.functional as F
+from rerope_bundle import TRAIN_LENGTH as L
+from rerope_bundle import write_rerope_bundle
 from served_lm import Serving, serving_lm
 
-from heliostat.runs.bundle import load_bundle, save_bundle
-from heliostat.runs.card import Card
-from heliostat.runs.inputs import Input
+from heliostat.runs.bundle import load_bundle
 from heliostat.serve.generation.config import GenerationConfig
-from heliostat.storage import Location
-from jobs.rerope.bundle import KIND, RotaryModel, open_model
+from jobs.rerope.bundle import RotaryModel, open_model
 from jobs.rerope.config import Config
 from jobs.rerope.endpoint import RotaryEndpoint, endpoint
-from jobs.rerope.shapes import shape_to_json
-from models.decoder import DecoderLM
-from models.decoder_config import llama_config
 from models.planned_lm import plan_for
 from models.positions import SCHEME_NAMES, PositionScheme
 
-L = 16
 TEXT = "def f(x):\n    return f(x - 1) + f(x - 2)\n" * 3
 REROPE = {"name": "rerope", "window": 6, "log_n": "post"}
 
 
-def write_bundle(folder: Path, *, name: str = "tiny", log_n: str = "none") -> Path:
-    shape = llama_config(
-        vocab_size=256,
-        width=32,
-        layers=2,
-        heads=4,
-        key_value_heads=2,
-        feed_forward_width=48,
-        max_positions=L,
-    )
-    model = DecoderLM(shape, torch.Generator().manual_seed(0))
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data.mul_(4.0)
-    recorded = {
-        "name": name,
-        "train_length": L,
-        "rotary_base": shape.rotary_base,
-        "layout": "half",
-        "head_width": shape.head_width,
-        "log_n": log_n,
-        "training_scheme": asdict(PositionScheme("rope", log_n=log_n)),  # type: ignore[arg-type]
-    }
-    card = Card("Tiny", "Nothing.", [Input("n", "generated", "d", "l")], {}, "All.", "Here.", "No")
-    save_bundle(
-        Location.of(folder),
-        weights=model.state_dict(),
-        parts={"shape.json": shape_to_json(shape), "positions.json": recorded},
-        card=card,
-        kind=KIND,
-        metadata={},
-    )
-    return folder
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("rerope") / "bundle")
+    return write_rerope_bundle(tmp_path_factory.mktemp("rerope") / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +223,7 @@ def test_force_reads_against_the_training(served: Serving) -> None:
 
 
 def test_a_model_trained_with_log_n_reads_with_it(tmp_path: Path) -> None:
-    folder = write_bundle(tmp_path / "bundle", log_n="train")
+    folder = write_rerope_bundle(tmp_path / "bundle", log_n="train")
     with serving_lm([(folder, 100.0)], endpoint=endpoint(Config())) as serving:
         _, answer = ask(serving, "score", {"text": TEXT})
         assert answer["scheme"]["log_n"] == "train"
