@@ -197,6 +197,7 @@ def test_exports_are_compared_both_ways(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_whole_claim_at_toy_size(ray_cluster: None, tmp_path: Path) -> None:
     changes = [
         "model.width=32",
