@@ -27,6 +27,18 @@ START_S = 180
 SESSION = re.compile(r"/\S*/session_[0-9_-]+")
 
 
+def published_metrics(pid: int) -> str:
+    """What Prometheus would read of the cluster that the process `pid` started."""
+    commands = [" ".join(one.cmdline()) for one in psutil.Process(pid).children()]
+    session = next(found[0] for one in commands if (found := SESSION.search(one)))
+    targets = json.loads((Path(session) / "prom_metrics_service_discovery.json").read_text())
+    pages = []
+    for target in targets[0]["targets"]:
+        with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
+            pages.append(answer.read().decode())
+    return "\n".join(pages)
+
+
 @dataclass
 class Served:
     """A running endpoint."""
@@ -83,14 +95,7 @@ class Served:
 
     def metrics(self) -> str:
         """What Prometheus would read, from every process of its cluster."""
-        commands = [" ".join(one.cmdline()) for one in psutil.Process(self.process.pid).children()]
-        session = next(found[0] for one in commands if (found := SESSION.search(one)))
-        targets = json.loads((Path(session) / "prom_metrics_service_discovery.json").read_text())
-        pages = []
-        for target in targets[0]["targets"]:
-            with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
-                pages.append(answer.read().decode())
-        return "\n".join(pages)
+        return published_metrics(self.process.pid)
 
     def kill_replicas(self) -> None:
         """kill -9, as a machine that fails would."""

@@ -131,6 +131,11 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
 
     @property
+    def telemetry(self) -> Telemetry:
+        """The metrics of this replica."""
+        return self._telemetry
+
+    @property
     def thread(self) -> ThreadPoolExecutor:
         """The one thread that models compute in."""
         return self._thread

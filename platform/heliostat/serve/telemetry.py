@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from ray.util.metrics import Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from heliostat.serve.generation.request import Finished
 
 LATENCIES_S = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
@@ -51,6 +57,7 @@ class Telemetry:
             "Sum of the agreements, 0 to 1 each, of the copies that were compared.",
             tag_keys=("endpoint",),
         )
+        self._generation = GenerationMetrics.of(endpoint)
         for metric in (
             *(self._requests, self._latency, self._batch, self._waiting),
             *(self._computed, self._shadow, self._agreement),
@@ -76,3 +83,92 @@ class Telemetry:
         self._shadow.inc(1, tags={"outcome": outcome})
         if agreement > 0:
             self._agreement.inc(agreement)
+
+    def generation(self, version: str) -> GenerationTelemetry:
+        """Counts what the engines of a version do."""
+        return GenerationTelemetry(self._generation, version)
+
+
+@dataclass(frozen=True)
+class GenerationMetrics:
+    """The metrics of generation engines; endpoints that only batch leave them empty."""
+
+    completions: Counter
+    tokens: Counter
+    first_token: Histogram
+    between_tokens: Histogram
+    pages: Gauge
+    full: Gauge
+
+    @classmethod
+    def of(cls, endpoint: str) -> GenerationMetrics:
+        """Make them."""
+        versioned = ("endpoint", "version")
+        metrics = cls(
+            completions=Counter(
+                "heliostat_serve_completions",
+                "Requests to a generation engine that are over.",
+                tag_keys=(*versioned, "reason"),
+            ),
+            tokens=Counter(
+                "heliostat_serve_tokens",
+                "Tokens of completed requests: of prompts, of prompts but not computed again, new.",
+                tag_keys=(*versioned, "kind"),
+            ),
+            first_token=Histogram(
+                "heliostat_serve_first_token_s",
+                "Seconds from the request to its first token, waiting included.",
+                boundaries=LATENCIES_S,
+                tag_keys=versioned,
+            ),
+            between_tokens=Histogram(
+                "heliostat_serve_between_tokens_s",
+                "Seconds from one token of a request to its next, a mean for each request.",
+                boundaries=LATENCIES_S,
+                tag_keys=versioned,
+            ),
+            pages=Gauge(
+                "heliostat_serve_cache_pages_held",
+                "Pages of the cache that requests hold.",
+                tag_keys=versioned,
+            ),
+            full=Gauge("heliostat_serve_cache_pages", "Pages of the cache.", tag_keys=versioned),
+        )
+        for metric in (
+            *(metrics.completions, metrics.tokens, metrics.first_token),
+            *(metrics.between_tokens, metrics.pages, metrics.full),
+        ):
+            metric.set_default_tags({"endpoint": endpoint})
+        return metrics
+
+
+@dataclass(frozen=True)
+class GenerationTelemetry:
+    """Hears the engines of one version."""
+
+    metrics: GenerationMetrics
+    version: str
+
+    def ended(self, end: Finished) -> None:
+        """Count a request that is over."""
+        tags = {"version": self.version}
+        self.metrics.completions.inc(1, tags={**tags, "reason": end.reason})
+        kinds = {
+            "prompt": end.prompt_tokens,
+            "reused": end.reused_tokens,
+            "new": end.completion_tokens,
+        }
+        for kind, count in kinds.items():
+            if count:
+                self.metrics.tokens.inc(count, tags={**tags, "kind": kind})
+        if end.completion_tokens:
+            first_s = end.timing.queue_s + end.timing.prefill_s
+            self.metrics.first_token.observe(first_s, tags=tags)
+        if end.completion_tokens > 1:
+            between_s = end.timing.decode_s / (end.completion_tokens - 1)
+            self.metrics.between_tokens.observe(between_s, tags=tags)
+
+    def pages(self, held: int, pages: int) -> None:
+        """Note how full the pool is."""
+        self.metrics.pages.set(held, tags={"version": self.version})
+        self.metrics.full.set(pages, tags={"version": self.version})

@@ -18,6 +18,7 @@ import pytest
 from example_job import command_environment
 from openai import OpenAI
 from ray_head import free_ports
+from served_endpoint import published_metrics
 from served_lm import NAME, write_lm_bundle
 
 ROOT = Path(__file__).parents[3]
@@ -32,6 +33,7 @@ class Served:
 
     url: str
     key: str
+    pid: int
 
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=120)
@@ -65,7 +67,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     timer.cancel()
     key = re.search(r"hs_\S+", "".join(said))
     assert key is not None, "".join(said)
-    yield Served(f"http://127.0.0.1:{port}", key[0])
+    yield Served(f"http://127.0.0.1:{port}", key[0], process.pid)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
 
@@ -105,3 +107,19 @@ def test_keys_models_and_errors_are_those_of_every_endpoint(served: Served) -> N
         OpenAI(base_url=f"{served.url}/v1", api_key="hs_no", max_retries=0).models.list()
     with pytest.raises(openai.NotFoundError):
         served.client().completions.create(model="gpt-9", prompt="a")
+
+
+def test_every_metric_of_the_dashboard_of_generation_is_published(served: Served) -> None:
+    dashboard = (ROOT / "cluster" / "grafana" / "generation.json").read_text()
+    asked = set(re.findall(r"ray_heliostat_\w+", dashboard))
+    assert len(asked) >= 6
+    prompt = "a prompt that is longer than one page of the cache, so that it is found again"
+    for _ in range(2):
+        served.client().completions.create(model=NAME, prompt=prompt, max_tokens=4)
+    until = time.monotonic() + 60
+    while missing := {name for name in asked if f"\n{name}{{" not in published_metrics(served.pid)}:
+        assert time.monotonic() < until, missing
+        time.sleep(1)
+    text = published_metrics(served.pid)
+    for kind in ("prompt", "reused", "new"):
+        assert re.search(rf'serve_tokens_total{{.*kind="{kind}".*}} [1-9]', text)

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from types import TracebackType
+from typing import Protocol
 
 from heliostat.serve.errors import ApiError
 from heliostat.serve.generation.core import EngineCore
@@ -40,6 +41,16 @@ class EngineStatistics:
     """Tokens of prompts that were not computed again."""
     seconds_a_step: float = 0.05
     """Recent mean."""
+
+
+class Observer(Protocol):
+    """Hears what an engine does, on its event loop."""
+
+    def ended(self, end: Finished) -> None:
+        """A request is over, however it went."""
+
+    def pages(self, held: int, pages: int) -> None:
+        """So many pages of the pool are held, after a step."""
 
 
 class Generation:
@@ -86,22 +97,32 @@ class Generation:
 
     def hear(self, event: Event) -> None:
         """Take an event for whoever reads; called by the engine."""
-        self._is_over = self._is_over or isinstance(event, Finished)
+        if isinstance(event, Finished) and not self._is_over:
+            self._is_over = True
+            self._engine._tell(event)
         self._events.put_nowait(event)
 
 
 class Engine:
     """Serves one model to many clients; all methods belong to one event loop."""
 
-    def __init__(self, core: EngineCore, thread: ThreadPoolExecutor, queue: int) -> None:
+    def __init__(
+        self,
+        core: EngineCore,
+        thread: ThreadPoolExecutor,
+        queue: int,
+        observer: Observer | None = None,
+    ) -> None:
         """Make an engine.
 
         Args:
             core: the model and its pages; used by nobody else.
             thread: what steps run in; may be shared with other models.
             queue: requests that may wait to be admitted.
+            observer: hears how requests end and how full the pool is.
         """
         self._core, self._thread, self._queue = core, thread, queue
+        self._observer = observer
         self._incoming: list[Generation] = []
         self._leaving: list[Generation] = []
         self._running: dict[GeneratedSequence, Generation] = {}
@@ -211,6 +232,13 @@ class Engine:
                 if isinstance(event, Finished):
                     del self._running[sequence]
             self._let_go()
+            if self._observer is not None:
+                pool = self._core.scheduler.pool
+                self._observer.pages(pool.held, pool.pages)
+
+    def _tell(self, end: Finished) -> None:
+        if self._observer is not None:
+            self._observer.ended(end)
 
     def _take_in(self) -> None:
         for generation in self._incoming:

@@ -63,7 +63,8 @@ class LanguageService:
             ApiError: 503 when there are too many already.
             ValueError: there is no such variant.
         """
-        return chosen.model.engine(self.service.thread, variant)
+        observer = self.service.telemetry.generation(chosen.version.name)
+        return chosen.model.engine(self.service.thread, variant, observer)
 
     async def tokens(self, chosen: Chosen, prompt: Prompt, field: str) -> tuple[int, ...]:
         """The tokens of a prompt.

@@ -16,7 +16,7 @@ from heliostat.serve.errors import ApiError
 from heliostat.serve.generation.config import GenerationConfig
 from heliostat.serve.generation.contract import Codec, LanguageModel
 from heliostat.serve.generation.core import EngineCore
-from heliostat.serve.generation.engine import Engine
+from heliostat.serve.generation.engine import Engine, Observer
 from heliostat.serve.generation.request import Finished, Request, Sampling
 
 SELF_TEST = Request(prompt=(0,), max_tokens=1, sampling=Sampling(temperature=0.0))
@@ -56,12 +56,18 @@ class ServedLanguageModel:
         """Its text."""
         return self.named.codec
 
-    def engine(self, thread: ThreadPoolExecutor, variant: Hashable = None) -> Engine:
+    def engine(
+        self,
+        thread: ThreadPoolExecutor,
+        variant: Hashable = None,
+        observer: Observer | None = None,
+    ) -> Engine:
         """The engine of a variant.
 
         Args:
             thread: what steps run in; the same for every call.
             variant: a way of running the model.
+            observer: hears what the engine does, if it is made by this call.
 
         Raises:
             ApiError: 503 when there are as many engines as there may be, all of them at work.
@@ -70,7 +76,7 @@ class ServedLanguageModel:
         if variant not in self._engines:
             self._make_room()
             core = self._first if variant is None and self._first else self._core(variant)
-            self._engines[variant] = Engine(core, thread, self._config.queue)
+            self._engines[variant] = Engine(core, thread, self._config.queue, observer)
             self._first = None
         self._engines.move_to_end(variant)
         return self._engines[variant]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -147,5 +148,41 @@ def test_a_fault_of_the_engine_ends_its_requests_and_not_itself(
             assert (end.reason, end.error) == ("error", "something broke here")
         _, end = await tokens_of(engine.submit(Request((1,), 5, GREEDY)))
         assert end.reason == "length"
+
+    wait_for(work())
+
+
+@dataclass
+class Heard:
+    """What an engine told."""
+
+    ends: list[Finished] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+
+    def ended(self, end: Finished) -> None:
+        self.ends.append(end)
+
+    def pages(self, held: int, pages: int) -> None:
+        assert 0 <= held <= pages
+        self.held.append(held)
+
+
+def test_an_observer_hears_of_every_end_once() -> None:
+    async def work() -> None:
+        heard = Heard()
+        engine = Engine(EngineCore(tiny_lm(), ByteCodec()), THREAD, 8, heard)
+        _, end = await tokens_of(engine.submit(Request((1, 2, 3), 5, GREEDY)))
+        left = engine.submit(Request((1, 2, 3), 90, GREEDY))
+        async with left as events:
+            async for _ in events:
+                break
+        unbegun = engine.submit(Request((4,), 5, GREEDY))
+        unbegun.cancel()
+        unbegun.cancel()
+        while not engine.is_idle:
+            await asyncio.sleep(0)
+        assert heard.ends[0] == end
+        assert [one.reason for one in heard.ends] == ["length", "cancelled", "cancelled"]
+        assert max(heard.held) > 0 == heard.held[-1]
 
     wait_for(work())
