@@ -260,10 +260,7 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         """The same for the new tokens of a step of generation."""
         normed_Nd = self.attention_norm(x_Nd)
-        if scheme is None or isinstance(self.attention, LatentAttention):
-            attended_Nd = x_Nd + self.attention.cached(normed_Nd, rotary, groups, cache)
-        else:
-            attended_Nd = x_Nd + self.attention.cached(normed_Nd, rotary, groups, cache, scheme)
+        attended_Nd = x_Nd + self.attention.cached(normed_Nd, rotary, groups, cache, scheme)
         source_Nd = x_Nd if self.parallel_residual else attended_Nd
         out_Nd: torch.Tensor = attended_Nd + self.feed_forward(self.feed_forward_norm(source_Nd))
         return out_Nd
@@ -343,13 +340,8 @@ class DecoderLM(nn.Module):
 
     def cache_layouts(self, position_plan: PositionPlan | None = None) -> list[LayerLayout]:
         """What each layer keeps, see `models.cache`."""
-        attentions = [block.attention for block in self.decoder.blocks if isinstance(block, Block)]
-        return [
-            attention.cache_layout()
-            if isinstance(attention, LatentAttention)
-            else attention.cache_layout(position_plan)
-            for attention in attentions
-        ]
+        blocks = [block for block in self.decoder.blocks if isinstance(block, Block)]
+        return [block.attention.cache_layout(position_plan) for block in blocks]
 
     def cached(
         self,

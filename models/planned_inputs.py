@@ -75,8 +75,7 @@ def require_plan_fits(config: RotaryShape, position_plan: PositionPlan) -> None:
     """Refuse a plan that was made for another model than `config` describes.
 
     Raises:
-        ValueError: The rotary widths or bases differ; or the model has latent attention and the
-            plan more than one branch or a log-n factor, or both are YaRN.
+        ValueError: The rotary widths or bases differ, or the model has a YaRN of its own.
     """
     made_for = (position_plan.rotary_width, position_plan.rotary_base)
     if made_for != (config.rotary_width, config.rotary_base):
@@ -90,9 +89,3 @@ def require_plan_fits(config: RotaryShape, position_plan: PositionPlan) -> None:
         return
     if config.yarn is not None:
         raise ValueError("the model has a YaRN of its own, which no other scheme is put on top of.")
-    several = has_branches(position_plan) or position_plan.scheme.log_n != "none"
-    if config.latent is not None and several:
-        raise ValueError(
-            f"latent attention takes schemes with one branch and without log-n only, not "
-            f"{position_plan.scheme.name}."
-        )

@@ -9,9 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from models import attention, branch_cache, positions
 from models.contiguous_cache import ContiguousCache
 from models.decoder import DecoderLM
-from models.decoder_config import llama_config
+from models.decoder_config import deepseek_config, llama_config
 from models.hf_config import from_hf_config
 from models.hf_layout import from_hf
+from models.latent_config import LatentConfig
 from models.paged_cache import PAGE_TOKENS, PagedCache, PagedSequence
 from models.planned_lm import PlannedLM, generating, plan_for
 from models.positions import PositionScheme
@@ -119,7 +120,9 @@ def test_attention_agrees_in_all_forms_for_every_window_and_group(window: int, s
             assert difference < 2e-6, f"{scheme.name}, {name}: {difference}"
 
 
-def attention_inputs(plan: positions.PositionPlan, backend: str) -> attention.AttentionInputs:
+def attention_inputs(
+    plan: positions.PositionPlan, backend: str, dtype: torch.dtype = torch.float32
+) -> attention.AttentionInputs:
     from models.planned_inputs import planned_inputs
 
     return planned_inputs(
@@ -128,7 +131,7 @@ def attention_inputs(plan: positions.PositionPlan, backend: str) -> attention.At
         attention_mask=None,
         position_ids=None,
         document_ids=None,
-        dtype=torch.float32,
+        dtype=dtype,
         backend=backend,  # type: ignore[arg-type]
     )
 
@@ -281,3 +284,83 @@ def test_plans_that_do_not_fit_are_refused() -> None:
         model(draw(), position_plan=plan, position_ids=torch.arange(N).flip(0)[None])
     with pytest.raises(ValueError, match="needs a fixed interval"):
         planned(model, PositionScheme("ntk"))
+
+
+def make_latent_model(query_width: int = 0) -> DecoderLM:
+    config = deepseek_config(
+        vocab_size=61,
+        width=32,
+        layers=2,
+        heads=4,
+        head_width=8,
+        feed_forward_width=48,
+        latent=LatentConfig(width=20, rotary_width=6, value_width=10, query_width=query_width),
+        experts=None,
+        max_positions=TRAINED,
+    )
+    model = DecoderLM(config, torch.Generator().manual_seed(0))
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            # As of `make_model`; the initial weights of this shape are smaller.
+            parameter.data.mul_(40.0)
+    return model
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=named)
+def test_latent_attention_is_the_same_whole_by_steps_and_in_chunks(scheme: PositionScheme) -> None:
+    lm = planned(make_latent_model(query_width=12), scheme)
+    ids = draw()
+    with torch.no_grad():
+        whole = lm(ids)[0]
+    for chunk in (1, 7, 8, 9, 10, N):
+        torch.testing.assert_close(in_chunks(lm, ids[0], chunk), whole, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_latent_attention_agrees_in_all_forms_for_every_window(window: int) -> None:
+    model = make_latent_model().double()
+    layer = model.decoder.blocks[0].attention
+    x_BTd = torch.randn(1, N, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for scheme in (
+        PositionScheme("rerope", window=window, log_n="post"),
+        PositionScheme("leaky_rerope", window=window, interval=4.0),
+        PositionScheme("self_extend", window=window, group=3),
+        PositionScheme("dca"),
+    ):
+        plan = plan_for(model.config, scheme, train_length=TRAINED, length=96)
+        with torch.no_grad():
+            dense, merged = (
+                layer(x_BTd, attention_inputs(plan, backend, torch.float64))
+                for backend in ("dense", "merge")
+            )
+        torch.testing.assert_close(merged, dense, rtol=0, atol=1e-10)
+
+
+def test_a_window_over_everything_leaves_latent_attention_as_it_is() -> None:
+    model, ids = make_latent_model(), draw()
+    with torch.no_grad():
+        plain = model(ids)
+        planned_logits = planned(model, PositionScheme("rerope", window=N))(ids)
+        narrow = planned(model, PositionScheme("rerope", window=9))(ids)
+    torch.testing.assert_close(planned_logits, plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(narrow[:, :9], plain[:, :9], rtol=0, atol=1e-5)
+    assert (narrow[:, 30:] - plain[:, 30:]).abs().max() > 1e-2
+
+
+def test_a_latent_cache_under_rerope_adds_a_ring_of_rotary_keys_alone() -> None:
+    lm = planned(make_latent_model(), PositionScheme("rerope", window=9))
+    cache = ContiguousCache(lm.cache_layouts(), capacity=96)
+    assert cache.bytes_per_token == 2 * (20 + 6) * 4
+    assert cache.ring_bytes_per_sequence == 2 * 9 * 6 * 4
+
+
+def test_a_latent_prefix_of_another_sequence_has_its_ring_rebuilt() -> None:
+    lm = planned(make_latent_model(), PositionScheme("leaky_rerope", window=9, interval=8.0))
+    ids = draw()[0]
+    with torch.no_grad():
+        whole = lm(ids[None])[0]
+        cache = PagedCache(lm.cache_layouts(), pages=8, sequences=2)
+        lm.cached(ids[:64], cache.step([PagedSequence(range(4), 0, 64, slot=0)]))
+        taken_over = PagedSequence([0, 1, 2, 3, 6, 7], 64, N - 64, slot=1, ring_is_stale=True)
+        rest = lm.cached(ids[64:], cache.step([taken_over]))
+    torch.testing.assert_close(rest, whole[64:], rtol=0, atol=5e-5)
