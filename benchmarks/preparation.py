@@ -5,7 +5,9 @@ tokenizer and the same number of processes (one tokenizer thread each), keep the
 end with every packed row read once. The peer is the usual recipe: one batched map that redacts each
 message and tokenises each transcript, then the batched map `group_texts` of the transformers
 examples. Ours is `redact_cases`, `documents` and `PackedStream`; it also checks every row of the
-input against the schema, keeps the redacted cases, and redacts equal messages once.
+input against the schema and keeps the redacted cases. What is ours is how the redactor and the
+tokenizer are called: for each distinct message, and the redactor (with `remembering`) not again for
+what it has searched, which is often the same around a redacted value.
 
 Before the timing both are run on the same cases and their tokens are compared.
 """

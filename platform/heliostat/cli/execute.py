@@ -63,7 +63,8 @@ def execute(request: Request) -> None:
             importing = pool.submit(work_of, job, request.work)
             connection = connect()
             if connection.is_own and not loaded.config.resources.gpus_per_worker:
-                warm_up(loaded.config.resources.workers.high)
+                resources = loaded.config.resources
+                warm_up(resources.workers.high, resources.cpus_per_worker)
         try:
             summary = importing.result()(loaded.config, run)
         except UserError:

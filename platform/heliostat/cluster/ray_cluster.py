@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,13 +114,14 @@ def _start(dashboard: bool) -> Connection:
 
     global _started
     _provide_token()
-    context = ray.init(
-        address="local",
-        num_cpus=logical_cpus(),
-        include_dashboard=dashboard,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with nullcontext() if dashboard else ray_internals.without_helpers():
+        context = ray.init(
+            address="local",
+            num_cpus=logical_cpus(),
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     _started = context.address_info["gcs_address"]
     return _connection(context.address_info, is_own=True)
 

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,6 +141,31 @@ def own_ray_cluster_spec() -> dict[str, Any] | None:
         return None
     spec: dict[str, Any] = answer.json()["spec"]
     return spec
+
+
+@contextmanager
+def without_helpers() -> Iterator[None]:
+    """Start a cluster without what only a shared one needs, for the length of the block.
+
+    These are the autoscaler's monitor, the server of the dashboard, which Ray starts even without
+    the dashboard itself, and the monitor that carries workers' output to the driver. Each is a
+    Python process that imports for a second and then looks for work several times a second.
+    """
+    from ray._private.node import Node
+
+    names = ("start_monitor", "start_api_server", "start_log_monitor")
+    originals = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, _start_nothing)
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(Node, name, original)
+
+
+def _start_nothing(node: object, **_: object) -> None:
+    """In the place of a method of Ray's `Node` that starts a process."""
 
 
 def started_cluster_address() -> str | None:

@@ -9,6 +9,7 @@ folder has every metric in any case.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -46,6 +47,8 @@ class TrackerTiming:
     """Time limit of one request to a server."""
     queue: int = 50_000
     """Entries kept while the tracker is away."""
+    collect_s: float = 5.0
+    """Time between two deliveries: each is a transaction or a request, whatever it holds."""
 
 
 DEFAULT_TIMING = TrackerTiming()
@@ -60,6 +63,7 @@ class Tracker:
         self._place = without_credentials(target.uri)
         self._queue: deque[MetricPoint | Call] = deque()
         self._dropped = 0
+        self._delivered_at = -math.inf
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._deliver_all, name="tracker", daemon=True)
@@ -130,17 +134,24 @@ class Tracker:
             if failures >= 2:
                 logger.warning("the tracker at %s is back", self._place)
             failures = 0
+            self._delivered_at = time.monotonic()
 
     def _next_batch(self) -> list[MetricPoint | Call]:
         """Metrics up to a request's size, or one call; waits for some, empty at the very end."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closing)
+            due_s = self._delivered_at + self._timing.collect_s - time.monotonic()
+            self._changed.wait_for(self._is_pressing, timeout=max(0.0, due_s))
             batch: list[MetricPoint | Call] = []
             while self._queue and len(batch) < _BATCH:
                 if not isinstance(self._queue[0], MetricPoint):
                     return batch or [self._queue.popleft()]
                 batch.append(self._queue.popleft())
             return batch
+
+    def _is_pressing(self) -> bool:
+        """Whether what is queued should not wait for more."""
+        return self._closing or len(self._queue) >= _BATCH
 
     def _put_back(self, batch: list[MetricPoint | Call]) -> None:
         with self._changed:

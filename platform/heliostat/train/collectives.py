@@ -10,6 +10,20 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True)
+class ComingSum:
+    """A sum over ranks that is on its way."""
+
+    _vector: torch.Tensor
+    _work: dist.Work | None
+
+    def result(self) -> list[float]:
+        """The sum, once it is there."""
+        if self._work is not None:
+            self._work.wait()
+        return [float(value) for value in self._vector.tolist()]
+
+
+@dataclass(frozen=True)
 class Ranks:
     """This worker's place among the workers."""
 
@@ -20,10 +34,14 @@ class Ranks:
 
     def sum(self, values: list[float]) -> list[float]:
         """Sum over ranks, in float64 and therefore exact for counts."""
+        return self.begin_sum(values).result()
+
+    def begin_sum(self, values: list[float]) -> ComingSum:
+        """The same, without waiting: the ranks add while this one goes on."""
         vector = torch.tensor(values, dtype=torch.float64, device=self.device)
-        if self.world_size > 1:
-            dist.all_reduce(vector)
-        return [float(value) for value in vector.tolist()]
+        if self.world_size == 1:
+            return ComingSum(vector, None)
+        return ComingSum(vector, dist.all_reduce(vector, async_op=True))
 
     def all_true(self, flag: bool) -> bool:
         """Whether the flag is true on every rank."""

@@ -25,7 +25,7 @@ class History:
         self._link = link
         self._from = step
         self._rows: list[Row] = []
-        self._unwritten: list[tuple[str, str]] = []
+        self._unwritten: list[tuple[str, list[Row]]] = []
         if link is not None:
             for chunk in folder.list():
                 match = CHUNK.fullmatch(chunk.name)
@@ -42,14 +42,14 @@ class History:
         """End a file of rows at the checkpoint of `step`; `write` writes it."""
         if self._rows:
             name = f"rows-{self._from:08d}-{step:08d}.json"
-            self._unwritten.append((name, json.dumps(self._rows)))
+            self._unwritten.append((name, self._rows))
             self._from, self._rows = step, []
 
     def write(self) -> None:
         """Write what was cut; what cannot be written is kept for the next call."""
         while self._unwritten:
-            name, text = self._unwritten[0]
-            (self._folder / name).write_text(text)
+            name, rows = self._unwritten[0]
+            (self._folder / name).write_text(json.dumps(rows))
             del self._unwritten[0]
 
 

@@ -1,17 +1,23 @@
 """Ray Train without the helpers that only a shared cluster needs (read in ray 2.60.0).
 
 On a cluster that this process started there is no autoscaler to ask for nodes, no node that could
-be preempted, and nobody to inherit a placement group: the cluster ends with the process. Ray Train
-starts an actor for each of these, one process after another, and gives all of them a runtime
-environment, for which a process that is ready and waiting cannot be taken. On two cores that is
-most of the time from the command to the first step.
+be preempted, and nobody to inherit a placement group or a controller: the cluster ends with the
+process. Ray Train starts an actor for each of these, one process after another. On two cores that
+is most of the time from the command to the first step, and what they go on to do is taken from
+the training. So the controller runs in a thread of the driver, which has its libraries loaded
+already, the other helpers are left out, and the first workers are those of `warm_up`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import Result
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -21,6 +27,9 @@ from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
+
+from heliostat.train.warm_up import take_warm_workers
 
 
 class FixedSize(FixedScalingPolicy):  # type: ignore[misc]
@@ -33,8 +42,64 @@ class FixedSize(FixedScalingPolicy):  # type: ignore[misc]
         pass
 
 
+class LeanWorkerGroup(WorkerGroup):  # type: ignore[misc]
+    """Ray Train's workers, started by a controller that is no actor."""
+
+    def _create_workers(
+        self,
+        num_workers: int,
+        placement_group: Any,
+        resources_per_worker: dict[str, float],
+        **places: Any,
+    ) -> list[Worker]:
+        """Workers that wait already, where they fit, else new ones."""
+        actors = take_warm_workers(num_workers, resources_per_worker)
+        if actors:
+            try:
+                metadata = ray.get([actor.get_metadata.remote() for actor in actors])
+            except RayActorError:
+                # One died while it waited; the others are not worth a group of two kinds.
+                for actor in actors:
+                    ray.kill(actor)
+            else:
+                # They hold no CPU of their own: the placement group keeps it for them.
+                workers = [
+                    Worker(actor, one, resources_per_worker, placement_group_bundle_index=index)
+                    for index, (actor, one) in enumerate(zip(actors, metadata, strict=True))
+                ]
+                return list(self._assign_worker_ranks(workers, 0, None, None))
+        created = super()._create_workers(
+            num_workers, placement_group, resources_per_worker, **places
+        )
+        return list(created)
+
+    def _init_train_context_on_workers(
+        self, workers: list[Worker], sync_actor: Any, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        """Tell the workers where they are; Ray Train's own asks for the controller's actor."""
+        told = []
+        for index, worker in enumerate(workers):
+            own = {name: values[index] for name, values in train_context_args.items()}
+            told.append(
+                worker.actor.init_train_context.remote(
+                    train_run_context=self._train_run_context,
+                    distributed_context=worker.distributed_context,
+                    synchronization_actor=sync_actor,
+                    storage_context=self._storage_context,
+                    worker_callbacks=self._worker_callbacks_to_propagate,
+                    # Only who asks Ray Train for checkpoints needs it, and ours are our own.
+                    controller_actor=None,
+                    **own,
+                )
+            )
+        ray.get(told)
+        self._decorate_worker_log_file_paths(workers)
+
+
 class LeanController(TrainController):  # type: ignore[misc]
     """Ray Train's controller of a training, without the watch for preempted nodes."""
+
+    worker_group_cls = LeanWorkerGroup
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -56,6 +121,18 @@ class LeanTrainer(TorchTrainer):  # type: ignore[misc]
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
         if not self.scaling_config.elasticity_enabled:
             arguments["scaling_policy"] = FixedSize(self.scaling_config)
-        controller = ray.remote(num_cpus=0)(LeanController).remote(**arguments)
-        ray.get(controller.run.remote())
-        return ray.get(controller.get_result.remote())
+        with _logging_kept():
+            controller = LeanController(**arguments)
+        asyncio.run(controller.run())
+        return controller.get_result()
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
+    """A controller takes its process's logging over; this process is the driver."""
+    log = logging.getLogger("ray.train")
+    handlers, level, propagate = list(log.handlers), log.level, log.propagate
+    yield
+    log.handlers[:] = handlers
+    log.setLevel(level)
+    log.propagate = propagate

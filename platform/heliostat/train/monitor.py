@@ -17,7 +17,8 @@ import ray
 
 logger = logging.getLogger(__name__)
 
-EXCHANGE_EVERY_S = 0.25
+EXCHANGE_EVERY_S = 0.5
+"""Often enough for a person who waits; a small machine trains on the cores that this costs."""
 ASK_EVERY_S = 0.03
 UNSENT_ROWS = 10_000
 """Kept while the driver cannot be reached."""

@@ -13,6 +13,7 @@ from heliostat.train.monitor import Row
 logger = logging.getLogger(__name__)
 
 LINE_EVERY_S = 30.0
+REFRESHES_PER_S = 2
 
 
 class Progress:
@@ -93,6 +94,7 @@ class _Bar:
             TextColumn("{task.fields[speed]}"),
             TextColumn("[dim]{task.fields[evaluation]}"),
             transient=True,
+            refresh_per_second=REFRESHES_PER_S,
         )
         self._task = self._rich.add_task(name, total=steps, speed="starting workers", evaluation="")
         self._rich.start()

@@ -28,7 +28,9 @@ def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: s
 
     from heliostat.train.lean_trainer import LeanTrainer
 
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    is_own = owns_cluster()
+    # The controller then runs in this process, and what breaks comes back as an exception as well.
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL if is_own else logging.WARNING)
     filesystem, path = (spec.folder / "ray").filesystem()
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
@@ -36,7 +38,7 @@ def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: s
     if resources.memory_per_worker_gb is not None:
         per_worker["memory"] = resources.memory_per_worker_gb * 1e9
     low, high = resources.workers.low, resources.workers.high
-    trainer = (LeanTrainer if owns_cluster() else TorchTrainer)(
+    trainer = (LeanTrainer if is_own else TorchTrainer)(
         train_worker,
         train_loop_config={"spec": spec},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),

@@ -1,10 +1,11 @@
 """One optimiser step on one rank, exact over micro batches and ranks.
 
-One small vector is summed over the ranks before each step. It carries the counts that normalise the
-loss of this step, the loss totals and the observed sums of the step before (so that recording the
-exact global loss costs no collective of its own), and what the ranks wish for. All ranks therefore
-decide alike, at the same step. Buffers that follow observed sums are updated when these arrive:
-before the next forward pass, and before anything is evaluated or saved.
+One small vector is summed over the ranks in each step, while the first forward pass runs. It
+carries the counts that normalise the loss of this step, the loss totals and the observed sums of
+the step before (so that recording the exact global loss costs no collective of its own), and what
+the ranks wish for. All ranks therefore decide alike, at the same step. Buffers that follow observed
+sums are updated when these arrive: before the next forward pass, which then waits for them, and
+before anything is evaluated or saved.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +22,7 @@ import torch
 from heliostat.checkpoint.manifest import TrainState
 from heliostat.data.reader import BatchPlan, StreamReader, step_positions
 from heliostat.data.stream import Stream
-from heliostat.train.collectives import Ranks
+from heliostat.train.collectives import ComingSum, Ranks
 from heliostat.train.engine import clips_itself, set_learning_rate, to_device
 from heliostat.train.history import History
 from heliostat.train.schedule import lr_factor
@@ -30,6 +32,9 @@ from heliostat.train.task import Batch, LossTerm, Observed, Steered
 from heliostat.train.telemetry import Telemetry
 
 SHOWN_SAMPLES = 8
+
+_Found = Mapping[str, LossTerm | Observed]
+"""Loss terms and observations of a micro batch."""
 
 
 class NonFiniteLoss(Exception):
@@ -50,6 +55,17 @@ class _Done:
     """Whether the weights changed; fp16 skips a step whose gradient overflows."""
     row: dict[str, float]
     position: int
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the ranks add up in a step; last step's loss terms and observations are at its end."""
+
+    coming: ComingSum
+    wishes: int
+    """How many there are; they come first."""
+    counts: list[str]
+    """The names of the counts, which follow."""
 
 
 class Stepper:
@@ -90,18 +106,18 @@ class Stepper:
         began = time.perf_counter()
         micro_batches = self._reader.next_step()
         waited_s = time.perf_counter() - began
-        counts, granted = self._agree(micro_batches, wishes)
+        coming = self._ask(micro_batches, wishes)
         lr = self._config.optimizer.lr * lr_factor(
             self._config.schedule, state.step + 1, self._spec.steps
         )
         set_learning_rate(self._engine, lr)
         totals: dict[str, torch.Tensor] = {}
         observed: dict[str, torch.Tensor] = {}
-        losses: list[torch.Tensor] = []
-        for batch in micro_batches[:-1]:
-            losses.append(self._backward(batch, counts, totals, observed))
+        found, counts, granted = self._begin(micro_batches[0], coming)
+        losses = [self._backward(found, counts, totals, observed)]
+        for batch in micro_batches[1:]:
             self._engine.step()
-        losses.append(self._backward(micro_batches[-1], counts, totals, observed))
+            losses.append(self._backward(self._forward(batch), counts, totals, observed))
         grad_norm = self._update(lr)
         seconds = time.perf_counter() - began
         row = {
@@ -129,16 +145,34 @@ class Stepper:
             return
         self._record(self._unrecorded, self._ranks.sum(_flat(self._unrecorded)))
 
+    def _begin(self, batch: Batch, coming: _Asked) -> tuple[_Found, dict[str, float], list[bool]]:
+        """The first forward pass, and what the ranks agree on while it runs."""
+        if isinstance(self._task, Steered):
+            # The pass depends on buffers that follow the sums.
+            heard = self._hear(coming)
+            return self._forward(batch), *heard
+        try:
+            found = self._forward(batch)
+        except Exception:
+            # Weights that are no numbers any more can break a model before that is known; then
+            # this says so. When peers are gone, the error itself says more.
+            with suppress(RuntimeError):
+                self._hear(coming)
+            raise
+        return found, *self._hear(coming)
+
+    def _forward(self, batch: Batch) -> _Found:
+        """What the task computes on one micro batch."""
+        return self._task.loss(self._engine, to_device(batch, self._ranks.device))
+
     def _backward(
         self,
-        batch: Batch,
+        found: _Found,
         counts: Mapping[str, float],
         totals: dict[str, torch.Tensor],
         observed: dict[str, torch.Tensor],
     ) -> torch.Tensor:
-        """Forward and backward of one micro batch; returns its share of the loss."""
-        batch = to_device(batch, self._ranks.device)
-        found = self._task.loss(self._engine, batch)
+        """Backward of one micro batch; returns its share of the loss."""
         terms = {name: one for name, one in found.items() if isinstance(one, LossTerm)}
         parts = [term.total / max(counts[term.per], 1.0) for term in terms.values()]
         loss = torch.stack([part.float() for part in parts]).sum()
@@ -186,27 +220,30 @@ class Stepper:
         shared.step(lr, factor)
         return norm
 
-    def _agree(
-        self, micro_batches: Sequence[Batch], wishes: Sequence[bool]
-    ) -> tuple[dict[str, float], list[bool]]:
-        """Sum counts, last step's loss terms and observations, and the wishes over the ranks."""
+    def _ask(self, micro_batches: Sequence[Batch], wishes: Sequence[bool]) -> _Asked:
+        """Begin to sum counts, last step's loss terms and observations, and the wishes."""
         mine: dict[str, float] = {}
         for batch in micro_batches:
             for name, value in self._task.counts(batch).items():
                 mine[name] = mine.get(name, 0.0) + value
         names = sorted(mine)
         done = self._unrecorded
-        summed = self._ranks.sum(
+        coming = self._ranks.begin_sum(
             [
                 *(float(wish) for wish in wishes),
                 *(mine[name] for name in names),
                 *(_flat(done) if done else ()),
             ]
         )
-        granted, rest = summed[: len(wishes)], summed[len(wishes) :]
-        if done:
-            self._record(done, rest[len(names) :])
-        counts = dict(zip(names, rest, strict=False))
+        return _Asked(coming, len(wishes), names)
+
+    def _hear(self, asked: _Asked) -> tuple[dict[str, float], list[bool]]:
+        """The counts of this step over all ranks, and the wishes; records the step before."""
+        summed = asked.coming.result()
+        granted, rest = summed[: asked.wishes], summed[asked.wishes :]
+        if self._unrecorded:
+            self._record(self._unrecorded, rest[len(asked.counts) :])
+        counts = dict(zip(asked.counts, rest, strict=False))
         return counts, [value > 0 for value in granted]
 
     def _record(self, done: _Done, summed: Sequence[float]) -> None:

@@ -25,7 +25,7 @@ from heliostat.train.spec import FitSpec, Outcome
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.25
+POLL_S = 0.5
 JUDGED_POLL_S = 0.05
 """Where workers wait for a verdict."""
 EVALUATED = "eval/"
@@ -167,7 +167,7 @@ class Watch:
         import ray
 
         try:
-            ray.get(self._spec.monitor.request_stop.remote(), timeout=POLL_S * 4)
+            ray.get(self._spec.monitor.request_stop.remote(), timeout=POLL_S * 2)
             self._thread.join(ABANDON_S)
         except Exception as error:
             logger.warning("%s: the workers could not be told to stop: %s", self._stage, error)
