@@ -62,8 +62,10 @@ def execute(request: Request) -> None:
             # The job's imports take seconds, and so do Ray's processes.
             importing = pool.submit(work_of, job, request.work)
             connection = connect()
-            if connection.is_own and not loaded.config.resources.gpus_per_worker:
-                resources = loaded.config.resources
+            resources = loaded.config.resources
+            # Workers with a GPU, or with memory set aside, are not of the kind that can wait.
+            is_plain = not resources.gpus_per_worker and resources.memory_per_worker_gb is None
+            if connection.is_own and is_plain:
                 warm_up(resources.workers.high, resources.cpus_per_worker)
         try:
             summary = importing.result()(loaded.config, run)
