@@ -154,16 +154,10 @@ def phases(timelines: list[list[Event]]) -> dict[str, list[float]]:
         worker = events[-1][1]
         marks = {
             "1 Python, command line, config, until Ray is imported": first(events, "imported ray"),
-            "2 until Ray's processes start": first(events, "gcs_server|dashboard", "start"),
-            "3 until the training controller's process starts": controller(events, worker),
-            "4 until the worker's process has imported torch": first(
-                events, "imported torch", pid=worker
-            ),
-            "5 until the worker begins to import DeepSpeed": first(
-                events, "importing deepspeed", pid=worker
-            ),
-            "6 until DeepSpeed is imported": first(events, "imported deepspeed", pid=worker),
-            "7 until the first step is done": events[-1][0],
+            "2 until the worker's process starts": first(events, "", pid=worker),
+            "3 until it has imported torch": first(events, "imported torch", pid=worker),
+            "4 until it has imported DeepSpeed": first(events, "imported deepspeed", pid=worker),
+            "5 until the first step is done": events[-1][0],
         }
         before = 0.0
         for name, at in marks.items():
@@ -172,22 +166,9 @@ def phases(timelines: list[list[Event]]) -> dict[str, list[float]]:
     return found
 
 
-def first(events: list[Event], what: str, begins: str = "", pid: int | None = None) -> float:
-    """When something (one of several, separated by `|`) was first noted."""
-    return next(
-        at
-        for at, process, event in events
-        if any(part in event for part in what.split("|"))
-        and event.startswith(begins)
-        and pid in (None, process)
-    )
-
-
-def controller(events: list[Event], worker: int) -> float:
-    """When the first Ray worker process that imported torch began, the training worker aside."""
-    driver = events[0][1]
-    others = {pid for _, pid, event in events if event == "importing ray"} - {driver, worker}
-    return next(at for at, pid, event in events if pid in others and "default_worker" in event)
+def first(events: list[Event], what: str, pid: int | None = None) -> float:
+    """When something was first noted."""
+    return next(at for at, process, event in events if what in event and pid in (None, process))
 
 
 if __name__ == "__main__":
