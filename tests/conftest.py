@@ -40,13 +40,28 @@ def private_home() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(private_home: Path) -> Iterator[None]:
-    """A local Ray cluster with 4 logical CPUs on however many there are."""
+    """A local Ray cluster with 4 logical CPUs on however many there are, our own as on a laptop."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=True, log_to_driver=False, dashboard_port=0)
+    from heliostat.cluster.ray_cluster import share_cluster
+
+    context = ray.init(num_cpus=4, include_dashboard=True, log_to_driver=False, dashboard_port=0)
+    share_cluster(context.address_info["gcs_address"])
     yield
+    share_cluster(None)
     ray.shutdown()
+
+
+@pytest.fixture
+def somebody_elses_cluster(ray_cluster: None) -> Iterator[None]:
+    """The same cluster as one that `ray start` made: other drivers come and go, and so do nodes."""
+    from heliostat.cluster.ray_cluster import own_address, share_cluster
+
+    address = own_address()
+    share_cluster(None)
+    yield
+    share_cluster(address)
 
 
 @pytest.fixture

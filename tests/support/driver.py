@@ -15,10 +15,9 @@ from trainings import CONFIG, ZERO, Trainings
 from heliostat.cluster.ray_cluster import connect
 from heliostat.errors import HeliostatError
 from heliostat.storage import Location
-from heliostat.train.config import CheckpointConfig
 from tiny_task import TinyTask
 
-EVERY_STEP = replace(CONFIG, zero=ZERO[1], checkpoint=CheckpointConfig(every=4))
+ZERO_1 = replace(CONFIG, zero=ZERO[1])
 
 
 def task_of(rows: Location, wait_s: float) -> TinyTask:
@@ -28,7 +27,7 @@ def task_of(rows: Location, wait_s: float) -> TinyTask:
 def main(out: Location, rows: Location, wait_s: float) -> int:
     connection = connect("local")
     try:
-        result = Trainings(out)(task_of(rows, wait_s), EVERY_STEP, workers=2, run="r")
+        result = Trainings(out)(task_of(rows, wait_s), ZERO_1, workers=2, run="r")
     except HeliostatError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -20,6 +20,8 @@ from heliostat.train.config import FitConfig, OptimizerConfig
 from heliostat.train.task import Batch, Task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+REDUCE_BUCKET = 500_000_000
+"""Elements of gradients that are summed over the ranks at a time, at most (DeepSpeed's default)."""
 
 
 def prepare_deepspeed() -> None:
@@ -60,7 +62,7 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
-        config=deepspeed_config(config, plan, universal=universal),
+        config=deepspeed_config(config, plan, trained=_trained(model), universal=universal),
         dist_init_required=False,
     )
     if config.precision != "fp32":
@@ -72,9 +74,28 @@ def build_engine(
     return engine
 
 
-def deepspeed_config(config: FitConfig, plan: BatchPlan, *, universal: bool) -> dict[str, Any]:
-    """DeepSpeed's own configuration; the only place where its keys are written."""
-    zero: dict[str, Any] = {"stage": config.zero.stage}
+def _trained(model: nn.Module) -> int:
+    """Elements of the weights that are trained."""
+    return sum(one.numel() for one in model.parameters() if one.requires_grad)
+
+
+def deepspeed_config(
+    config: FitConfig, plan: BatchPlan, *, trained: int, universal: bool
+) -> dict[str, Any]:
+    """DeepSpeed's own configuration; the only place where its keys are written.
+
+    Args:
+        config: of the training.
+        plan: how the global batch is cut.
+        trained: elements of the weights that are trained.
+        universal: whether a checkpoint in the universal format will be loaded.
+    """
+    zero: dict[str, Any] = {
+        "stage": config.zero.stage,
+        # Its buffer of gradients on their way is allocated whole, by stages 1 and 2 in every
+        # backward pass; more than all gradients together never fits into it.
+        "reduce_bucket_size": min(REDUCE_BUCKET, max(1, trained)),
+    }
     if config.zero.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if config.zero.offload_parameters:

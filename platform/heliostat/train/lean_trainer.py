@@ -2,10 +2,12 @@
 
 On a cluster that this process started there is no autoscaler to ask for nodes, no node that could
 be preempted, and nobody to inherit a placement group or a controller: the cluster ends with the
-process. Ray Train starts an actor for each of these, one process after another. On two cores that
-is most of the time from the command to the first step, and what they go on to do is taken from
-the training. So the controller runs in a thread of the driver, which has its libraries loaded
-already, the other helpers are left out, and the first workers are those of `warm_up`.
+process. Nor does anything wait at Ray Train's own barrier: ranks agree through torch's collectives,
+and checkpoints are ours. Ray Train starts an actor for each of these, one process after another. On
+two cores that is most of the time from the command to the first step, and what they go on to do,
+which is a hundredth of a core for a process that only waits, is taken from the training. So the
+controller runs in a thread of the driver, which has its libraries loaded already, the other
+helpers are left out, and the first workers are those of `warm_up`.
 """
 
 from __future__ import annotations
@@ -27,9 +29,37 @@ from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
+from ray.train.v2._internal.execution.worker_group import (
+    Worker,
+    WorkerGroup,
+    state,
+    worker_group,
+)
 
 from heliostat.train.warm_up import take_warm_workers
+
+
+class NoSynchronization:
+    """In the place of Ray Train's `SynchronizationActor`, at which nobody waits."""
+
+    @classmethod
+    def options(cls, **_: Any) -> type[NoSynchronization]:
+        """What Ray Train places the actor with."""
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> NoSynchronization:
+        """What Ray Train starts the actor with."""
+        return cls()
+
+
+def _leave_synchronization_out() -> None:
+    """Have the worker groups of this process, which are all lean ones, start no such actor.
+
+    Worker groups on other people's clusters belong to controllers in processes of their own.
+    """
+    worker_group.SynchronizationActor = NoSynchronization
+    state._shutdown_sync_actor = lambda sync_actor: None
 
 
 class FixedSize(FixedScalingPolicy):  # type: ignore[misc]
@@ -84,10 +114,10 @@ class LeanWorkerGroup(WorkerGroup):  # type: ignore[misc]
                 worker.actor.init_train_context.remote(
                     train_run_context=self._train_run_context,
                     distributed_context=worker.distributed_context,
-                    synchronization_actor=sync_actor,
                     storage_context=self._storage_context,
                     worker_callbacks=self._worker_callbacks_to_propagate,
-                    # Only who asks Ray Train for checkpoints needs it, and ours are our own.
+                    # Only reports to Ray Train go through these; our line is the monitor.
+                    synchronization_actor=None,
                     controller_actor=None,
                     **own,
                 )
@@ -121,6 +151,7 @@ class LeanTrainer(TorchTrainer):  # type: ignore[misc]
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
         if not self.scaling_config.elasticity_enabled:
             arguments["scaling_policy"] = FixedSize(self.scaling_config)
+        _leave_synchronization_out()
         with _logging_kept():
             controller = LeanController(**arguments)
         asyncio.run(controller.run())

@@ -171,8 +171,6 @@ class Loop:
 
     def _evaluate(self) -> None:
         """Evaluate, and keep the best weights."""
-        import ray.train
-
         self.stepper.record_last()
         metrics = evaluate(
             self.task,
@@ -198,8 +196,6 @@ class Loop:
             names.append(tag_of(step))
         if names:
             self.weights.save(self.engine, names, self._about())
-        # For callbacks of Ray Tune; ours go through the monitor.
-        ray.train.report({"step": step, **metrics})
 
     def _judged(self, metrics: dict[str, float]) -> float:
         """The value of the metric that decides what is best."""

@@ -82,6 +82,8 @@ def start(spec: FitSpec, ranks: Ranks, attempt: int) -> Start:
     """Build the engine and restore the newest checkpoint. Called by all ranks."""
     seed_everything(spec.config.seed + ranks.rank)
     torch.use_deterministic_algorithms(spec.config.deterministic, warn_only=True)
+    # That would also fill every new buffer with NaN, to show up who reads one before it is written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     attempt_name = ranks.broadcast(f"{attempt:03d}{uuid.uuid4().hex[:8]}")
     orphans = collect_orphans(spec.checkpoints) if ranks.rank == 0 else []
     # The broadcast in it keeps the other ranks from looking before the orphans are gone.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -44,7 +44,7 @@ def warm_up(workers: int, cpus_per_worker: float) -> None:
 
 
 def take_warm_workers(workers: int, resources: Mapping[str, float]) -> tuple[Any, ...]:
-    """The workers that wait, each given once; empty where they are of another kind or number."""
+    """So many of the workers that wait, each given once; empty where too few of the kind do."""
     import ray
 
     global _waiting
@@ -52,13 +52,14 @@ def take_warm_workers(workers: int, resources: Mapping[str, float]) -> tuple[Any
         found = _waiting
         if (
             found is None
-            or len(found.actors) != workers
+            or len(found.actors) < workers
             or dict(resources) != {"CPU": found.cpus}
             or found.cluster != ray.get_runtime_context().gcs_address
         ):
             return ()
-        _waiting = None
-        return found.actors
+        given, left = found.actors[:workers], found.actors[workers:]
+        _waiting = replace(found, actors=left) if left else None
+        return given
 
 
 def _prepare(threads: int) -> None:

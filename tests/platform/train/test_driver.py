@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from driver import EVERY_STEP, task_of
+from driver import ZERO_1, task_of
 from trainings import EVAL_ROWS, STEPS, TRAIN_ROWS, Trainings, losses, saved_steps, steps_of, until
 
 from heliostat.cluster.ray_cluster import extensions_folder
@@ -160,9 +160,9 @@ def test_without_a_compiler_and_with_stale_build_locks_training_does_not_hang(st
 
 
 def test_after_all_this_losses_and_history_are_those_of_one_undisturbed_training(
-    story: Story, ray_cluster: None, tmp_path: Path
+    story: Story, trained
 ) -> None:
-    reference = Trainings(Location.of(tmp_path))(task_of(story.rows, 0.0), EVERY_STEP, workers=2)
+    reference = trained(ZERO_1, workers=2)
     rows = read_history(story.folder / "metrics")
     assert [row["loss"] for row in rows if "loss" in row] == losses(reference)
     assert steps_of(reference) == list(range(1, STEPS + 1))

@@ -69,7 +69,7 @@ def id_at(task: TinyTask, step: int, index: int) -> int:
 
 
 def test_an_exception_on_worker_1_is_explained_on_one_screen_and_not_tried_a_third_time(
-    train: Trainings, tiny_task: TinyTask
+    somebody_elses_cluster: None, train: Trainings, tiny_task: TinyTask
 ) -> None:
     task = replace(tiny_task, fail_at_id=id_at(tiny_task, 7, 1), wait_s=0.1)
     with pytest.raises(TrainingFailed) as caught:
@@ -232,7 +232,7 @@ def test_ctrl_c_in_the_main_thread_stops_a_training_in_another_and_one_that_begi
 
 
 def test_a_node_that_is_taken_away_makes_training_save_at_once_and_go_on(
-    train: Trainings, trained, tiny_task: TinyTask, caplog
+    somebody_elses_cluster: None, train: Trainings, trained, tiny_task: TinyTask, caplog
 ) -> None:
     caplog.set_level(logging.WARNING)
     config = replace(CONFIG, checkpoint=CheckpointConfig(every=STEPS, keep=5))

@@ -41,11 +41,18 @@ def id_at(task: TinyTask, step: int, index: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("config", "is_own"),
+    ("config", "cluster"),
     [
-        pytest.param(replace(CONFIG, micro_batch=3, zero=ZERO[2]), False, id="ZeRO 2"),
-        pytest.param(replace(CONFIG, micro_batch=3, zero=ZERO[2]), True, id="own cluster"),
-        pytest.param(replace(CONFIG, zero=ZERO[3]), False, id="ZeRO 3", marks=pytest.mark.slow),
+        pytest.param(replace(CONFIG, micro_batch=3, zero=ZERO[2]), "ray_cluster", id="ZeRO 2"),
+        pytest.param(
+            replace(CONFIG, micro_batch=3, zero=ZERO[2]),
+            "somebody_elses_cluster",
+            id="ZeRO 2 on somebody else's cluster",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            replace(CONFIG, zero=ZERO[3]), "ray_cluster", id="ZeRO 3", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_after_kill_9_inside_an_accumulation_window_every_loss_is_bit_equal(
@@ -54,12 +61,13 @@ def test_after_kill_9_inside_an_accumulation_window_every_loss_is_bit_equal(
     tiny_task: TinyTask,
     tmp_path,
     caplog,
-    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
     config,
-    is_own: bool,
+    cluster: str,
 ) -> None:
     caplog.set_level(logging.WARNING)
-    monkeypatch.setattr("heliostat.train.ray_train.owns_cluster", lambda: is_own)
+    reference = trained(config, workers=2)
+    request.getfixturevalue(cluster)
     accumulation = config.batch // config.micro_batch // 2
     # The last sample of worker 1 in step 7 is in its last micro batch.
     held = id_at(tiny_task, 7, CONFIG.batch - 1)
@@ -68,7 +76,6 @@ def test_after_kill_9_inside_an_accumulation_window_every_loss_is_bit_equal(
     folder = train.folder("r", task)
     with meanwhile(kill_when_held(task.notes, and_when=lambda: 4 in saved_steps(folder))):
         result = train(task, config, workers=2, run="r")
-    reference = trained(config, workers=2)
     assert losses(result) == losses(reference)
     assert result.metrics == reference.metrics
     assert steps_of(result) == list(range(1, STEPS + 1))
@@ -142,7 +149,12 @@ def test_a_truncated_newest_checkpoint_is_passed_over_and_said_so(
 
 @pytest.mark.slow
 def test_an_elastic_training_goes_on_with_more_workers_when_there_is_room(
-    train: Trainings, trained, tiny_task: TinyTask, tmp_path, caplog
+    somebody_elses_cluster: None,
+    train: Trainings,
+    trained,
+    tiny_task: TinyTask,
+    tmp_path,
+    caplog,
 ) -> None:
     import ray
 

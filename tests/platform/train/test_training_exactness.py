@@ -141,10 +141,8 @@ def test_bf16_trains_to_nearly_the_same_losses_and_exports_its_fp32_masters(trai
     assert not torch.equal(hidden, hidden.bfloat16().float())
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [pytest.param(3, id="parameters too"), pytest.param(2, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, pytest.param(3, id="parameters too")])
 def test_offload_gives_the_same_losses(trained, stage: int) -> None:
     zero = replace(ZERO[stage], offload_optimizer=True, offload_parameters=stage == 3)
     result = trained(replace(CONFIG, zero=zero), workers=2)

@@ -14,6 +14,7 @@ from tiny_task import write_rows
 SUPPORT = Path(__file__).parents[2] / "support"
 SCRIPT = """
 import sys
+import threading
 from dataclasses import replace
 
 import psutil
@@ -31,19 +32,40 @@ train = Trainings(base / "runs")
 config = replace(CONFIG, steps=4)
 connection = connect("local")
 
-commands = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
+def running():
+    return {" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)}
+
+
+commands = running()
 assert any("raylet" in command for command in commands)
 for helper in ("autoscaler/_private/monitor.py", "dashboard/dashboard.py", "log_monitor.py"):
     assert not any(helper in command for command in commands), helper
 
-warm_up.warm_up(1, 0.5)
-assert warm_up.take_warm_workers(2, {"CPU": 0.5}) == ()
+warm_up.warm_up(2, 0.5)
+assert warm_up.take_warm_workers(3, {"CPU": 0.5}) == ()
 assert warm_up.take_warm_workers(1, {"CPU": 2.0}) == ()
-waiting = warm_up._waiting.actors[0]
-pid = ray.get(waiting.get_metadata.remote()).pid
-worker = psutil.Process(pid)
-train(task, config, run="warm")
-worker.wait(timeout=30)  # it trained, so it ended with the training
+waiting = warm_up._waiting.actors
+first, second = (psutil.Process(ray.get(one.get_metadata.remote()).pid) for one in waiting)
+seen, over = set(), threading.Event()
+
+
+def watch():
+    while not over.wait(0.1):
+        seen.update(running())
+
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+train(replace(task, wait_s=0.02), config, run="warm")
+over.set()
+watcher.join()
+first.wait(timeout=30)  # it trained, so it ended with the training
+assert second.is_running(), "it was not needed"
+assert any("ray::Monitor" in command for command in seen), seen
+for helper in ("SynchronizationActor", "TrainController"):
+    assert not any(helper in command for command in seen), helper
+train(task, config, run="second")
+second.wait(timeout=30)
 assert warm_up.take_warm_workers(1, {"CPU": 0.5}) == (), "given twice"
 
 warm_up.warm_up(1, 0.5)
