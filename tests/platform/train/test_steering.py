@@ -16,7 +16,7 @@ from tiny_task import LENGTH, TinyTask
 
 @pytest.fixture
 def task(tiny_task: TinyTask) -> SteeredTask:
-    return SteeredTask(train=tiny_task.train, evaluation=tiny_task.evaluation, wait_s=0.02)
+    return SteeredTask(train=tiny_task.train, evaluation=tiny_task.evaluation, wait_s=0.06)
 
 
 def shift_by_hand(task: SteeredTask) -> torch.Tensor:
