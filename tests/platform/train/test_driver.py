@@ -27,7 +27,7 @@ from heliostat.train.history import read_history
 from tiny_task import write_rows
 
 DRIVER = Path(__file__).parents[2] / "support" / "driver.py"
-WAIT_S = 0.15
+WAIT_S = 0.3
 COMPILED = ("deepspeed_shm_comm", "fused_adam", "cpu_adam")
 
 
