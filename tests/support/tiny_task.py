@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +29,10 @@ from heliostat.train.task import Batch, LossTerm, Tally
 VOCABULARY = 23
 LENGTH = 12
 HELD_S = 600.0
-MET: Counter[int] = Counter()
-"""How often this process has trained on the sample to stand still at."""
+MET: Counter[tuple[str, int]] = Counter()
+"""How often this process has trained on the sample to stand still at, by the folder of notes."""
+TRUE_QUERY: dict[str, Any] = {}
+"""What `announce_preemption` has replaced."""
 
 
 class TinyModel(nn.Module):
@@ -126,15 +129,15 @@ class TinyTask:
 
     def _suffer(self, ids: list[int]) -> None:
         time.sleep(self.wait_s)
-        if self.preempted:
-            announce_preemption()
+        announce_preemption(self.preempted)
         if self.fail_at_id in ids:
             raise ValueError(f"sample {self.fail_at_id} is cursed")
         if self.notes is None:
             return
         held = self.notes / "held"
-        MET[self.hold_at_id] += self.hold_at_id in ids
-        if MET[self.hold_at_id] == self.hold_at_pass and not held.exists():
+        here = self.notes.uri, self.hold_at_id
+        MET[here] += self.hold_at_id in ids
+        if MET[here] == self.hold_at_pass and not held.exists():
             held.write_text(str(os.getpid()))
             time.sleep(HELD_S)
         trace = self.notes.local_path / f"trace-{os.environ['RANK']}-{os.getpid()}.jsonl"
@@ -157,14 +160,20 @@ class TinyTask:
         return 0.0
 
 
-def announce_preemption() -> None:
+def announce_preemption(is_preempted: bool) -> None:
     """Replace Ray Train's query in this worker; there is no public way to pretend."""
     import ray.train
 
     from heliostat.train import loop
 
-    loop.PREEMPTION_CHECK_S = 0.0
-    ray.train.get_preemption_info = lambda: "soon"
+    if is_preempted:
+        TRUE_QUERY.setdefault("info", ray.train.get_preemption_info)
+        TRUE_QUERY.setdefault("every", loop.PREEMPTION_CHECK_S)
+        loop.PREEMPTION_CHECK_S = 0.0
+        ray.train.get_preemption_info = lambda: "soon"
+    elif TRUE_QUERY:
+        ray.train.get_preemption_info = TRUE_QUERY.pop("info")
+        loop.PREEMPTION_CHECK_S = TRUE_QUERY.pop("every")
 
 
 def write_rows(location: Location, rows: int, seed: int) -> Location:

@@ -54,7 +54,7 @@ def execute(request: Request) -> None:
         work_of(job, request.work)
 
     from heliostat.cluster.ray_cluster import connect
-    from heliostat.train.warm_up import warm_up
+    from heliostat.train.warm_workers import warm_up
 
     with open_run(request, job, loaded) as run:
         announce(run, loaded)

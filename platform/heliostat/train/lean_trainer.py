@@ -7,19 +7,19 @@ and checkpoints are ours. Ray Train starts an actor for each of these, one proce
 two cores that is most of the time from the command to the first step, and what they go on to do,
 which is a hundredth of a core for a process that only waits, is taken from the training. So the
 controller runs in a thread of the driver, which has its libraries loaded already, the other
-helpers are left out, and the first workers are those of `warm_up`.
+helpers are left out, and workers go from one training to the next (`warm_workers`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.train import Result
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -36,7 +36,14 @@ from ray.train.v2._internal.execution.worker_group import (
     worker_group,
 )
 
-from heliostat.train.warm_up import take_warm_workers
+from heliostat.train.warm_workers import (
+    forget_training,
+    keep_workers,
+    start_workers,
+    take_workers,
+)
+
+FORGETTING_S = 10
 
 
 class NoSynchronization:
@@ -53,13 +60,37 @@ class NoSynchronization:
         return cls()
 
 
-def _leave_synchronization_out() -> None:
-    """Have the worker groups of this process, which are all lean ones, start no such actor.
+def _adapt_worker_groups() -> None:
+    """Have the worker groups of this process, which are all lean ones, end in our way.
 
     Worker groups on other people's clusters belong to controllers in processes of their own.
     """
     worker_group.SynchronizationActor = NoSynchronization
     state._shutdown_sync_actor = lambda sync_actor: None
+    state._shutdown_workers = _keep_or_end
+
+
+_end_workers = state._shutdown_workers
+
+
+def _keep_or_end(workers: list[Worker], patience_s: float = 5) -> None:
+    """Let workers wait for the next training if all of them can, else end them."""
+    cpus = _cpus_alone(workers[0].resources)
+    if cpus is not None:
+        try:
+            asked = [worker.actor.execute.remote(forget_training) for worker in workers]
+            can_wait = all(ray.get(asked, timeout=FORGETTING_S))
+        except RayError:
+            can_wait = False
+        if can_wait:
+            keep_workers([worker.actor for worker in workers], cpus)
+            return
+    _end_workers(workers, patience_s)
+
+
+def _cpus_alone(resources: Mapping[str, float]) -> float | None:
+    """CPUs of a worker; None where it has something else as well."""
+    return resources["CPU"] if set(resources) == {"CPU"} else None
 
 
 class FixedSize(FixedScalingPolicy):  # type: ignore[misc]
@@ -82,26 +113,29 @@ class LeanWorkerGroup(WorkerGroup):  # type: ignore[misc]
         resources_per_worker: dict[str, float],
         **places: Any,
     ) -> list[Worker]:
-        """Workers that wait already, where they fit, else new ones."""
-        actors = take_warm_workers(num_workers, resources_per_worker)
-        if actors:
-            try:
-                metadata = ray.get([actor.get_metadata.remote() for actor in actors])
-            except RayActorError:
-                # One died while it waited; the others are not worth a group of two kinds.
-                for actor in actors:
-                    ray.kill(actor)
-            else:
-                # They hold no CPU of their own: the placement group keeps it for them.
-                workers = [
-                    Worker(actor, one, resources_per_worker, placement_group_bundle_index=index)
-                    for index, (actor, one) in enumerate(zip(actors, metadata, strict=True))
-                ]
-                return list(self._assign_worker_ranks(workers, 0, None, None))
-        created = super()._create_workers(
-            num_workers, placement_group, resources_per_worker, **places
-        )
-        return list(created)
+        """Workers that wait already, as far as there are any, and new ones."""
+        cpus = _cpus_alone(resources_per_worker)
+        if cpus is None:
+            created = super()._create_workers(
+                num_workers, placement_group, resources_per_worker, **places
+            )
+            return list(created)
+        actors = take_workers(num_workers, cpus)
+        actors += start_workers(num_workers - len(actors), cpus)
+        try:
+            metadata = ray.get([actor.get_metadata.remote() for actor in actors])
+        except RayActorError:
+            # One died while it waited; the others are not worth a group of two kinds.
+            for actor in actors:
+                ray.kill(actor)
+            actors = start_workers(num_workers, cpus)
+            metadata = ray.get([actor.get_metadata.remote() for actor in actors])
+        # They hold no CPU of their own: the placement group keeps it for them.
+        workers = [
+            Worker(actor, one, resources_per_worker, placement_group_bundle_index=index)
+            for index, (actor, one) in enumerate(zip(actors, metadata, strict=True))
+        ]
+        return list(self._assign_worker_ranks(workers, 0, None, None))
 
     def _init_train_context_on_workers(
         self, workers: list[Worker], sync_actor: Any, train_context_args: dict[str, list[Any]]
@@ -151,7 +185,7 @@ class LeanTrainer(TorchTrainer):  # type: ignore[misc]
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
         if not self.scaling_config.elasticity_enabled:
             arguments["scaling_policy"] = FixedSize(self.scaling_config)
-        _leave_synchronization_out()
+        _adapt_worker_groups()
         with _logging_kept():
             controller = LeanController(**arguments)
         asyncio.run(controller.run())

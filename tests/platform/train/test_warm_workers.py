@@ -1,4 +1,4 @@
-"""On a cluster of our own, the first workers are processes that had begun before the training."""
+"""On a cluster of our own, workers begin before a training and wait for the next one after it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from heliostat.storage import Location
 from tiny_task import write_rows
 
 SUPPORT = Path(__file__).parents[2] / "support"
-SCRIPT = """
+BEGINNING = """
 import sys
 import threading
 from dataclasses import replace
@@ -22,30 +22,38 @@ import ray
 
 from heliostat.cluster.ray_cluster import connect
 from heliostat.storage import Location
-from heliostat.train import warm_up
+from heliostat.train import warm_workers
 from tiny_task import TinyTask
-from trainings import CONFIG, Trainings
+from trainings import CONFIG, ZERO, Trainings, losses
 
 base = Location.of(sys.argv[1])
-task = TinyTask(train=base / "train", evaluation=base / "evaluation")
+task = TinyTask(train=base / "train", evaluation=base / "evaluation", dropout=0.1)
 train = Trainings(base / "runs")
-config = replace(CONFIG, steps=4)
 connection = connect("local")
+
 
 def running():
     return {" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)}
 
 
+def waiting():
+    actors = list(warm_workers._waiting)
+    return [psutil.Process(ray.get(one.get_metadata.remote()).pid) for one in actors]
+
+
+"""
+END = """
+connection.close()
+print("done")
+"""
+STARTS = """
 commands = running()
 assert any("raylet" in command for command in commands)
 for helper in ("autoscaler/_private/monitor.py", "dashboard/dashboard.py", "log_monitor.py"):
     assert not any(helper in command for command in commands), helper
 
-warm_up.warm_up(2, 0.5)
-assert warm_up.take_warm_workers(3, {"CPU": 0.5}) == ()
-assert warm_up.take_warm_workers(1, {"CPU": 2.0}) == ()
-waiting = warm_up._waiting.actors
-first, second = (psutil.Process(ray.get(one.get_metadata.remote()).pid) for one in waiting)
+warm_workers.warm_up(2, 0.5)
+before = waiting()
 seen, over = set(), threading.Event()
 
 
@@ -56,37 +64,70 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-train(replace(task, wait_s=0.02), config, run="warm")
+config = replace(CONFIG, steps=4)
+train(replace(task, wait_s=0.02), config)
 over.set()
 watcher.join()
-first.wait(timeout=30)  # it trained, so it ended with the training
-assert second.is_running(), "it was not needed"
 assert any("ray::Monitor" in command for command in seen), seen
 for helper in ("SynchronizationActor", "TrainController"):
     assert not any(helper in command for command in seen), helper
-train(task, config, run="second")
-second.wait(timeout=30)
-assert warm_up.take_warm_workers(1, {"CPU": 0.5}) == (), "given twice"
+assert set(waiting()) == set(before), "the one that trained and the one that was not needed"
 
-warm_up.warm_up(1, 0.5)
-ray.kill(warm_up._waiting.actors[0])
-assert train(task, config, run="dead").outcome.status == "finished"
-connection.close()
-print("done")
+first, other = waiting()
+first.kill()
+first.wait(timeout=30)
+assert train(task, config).outcome.status == "finished", "the one to be taken next had died"
+assert waiting()[0] == other
+
+warm_workers.take_workers(0, 2.0)
+other.wait(timeout=30)  # of another kind than what is asked for now
+"""
+SAME = """
+def trained(stage, workers):
+    result = train(task, replace(CONFIG, steps=10, zero=ZERO[stage]), workers=workers)
+    return losses(result), result.metrics
+
+
+whole = trained(3, 2)
+first = waiting()
+alone = trained(0, 1)
+sharded = trained(1, 2)
+assert trained(3, 2) == whole
+assert set(waiting()) == set(first), "all four were done by the same two processes"
+
+# Those that failed are not kept.
+try:
+    train(replace(task, fail_at_id=5), replace(CONFIG, steps=10), workers=2)
+except Exception as error:
+    print(error)
+else:
+    raise AssertionError("it did not fail")
+assert not any(one.is_running() for one in first)
+assert trained(1, 2) == sharded
+warm_workers.take_workers(2, 0.5)
+assert trained(0, 1) == alone
 """
 
 
-def test_a_training_takes_the_worker_that_waits_and_does_without_one_that_died(
-    tmp_path: Path,
-) -> None:
-    base = Location.of(tmp_path)
+def output(script: str, folder: Path) -> str:
+    base = Location.of(folder)
     write_rows(base / "train", TRAIN_ROWS, seed=1)
     write_rows(base / "evaluation", EVAL_ROWS, seed=2)
     ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        [sys.executable, "-c", BEGINNING + script + END, str(folder)],
         capture_output=True,
         text=True,
         timeout=300,
         cwd=SUPPORT,
     )
-    assert ended.stdout.endswith("done\n"), ended.stdout + ended.stderr
+    return ended.stdout if ended.returncode == 0 else ended.stdout + ended.stderr
+
+
+def test_a_training_takes_workers_that_wait_does_without_dead_ones_and_starts_few_helpers(
+    tmp_path: Path,
+) -> None:
+    assert output(STARTS, tmp_path).endswith("done\n")
+
+
+def test_workers_that_have_trained_train_the_next_model_as_new_ones_would(tmp_path: Path) -> None:
+    assert output(SAME, tmp_path).endswith("done\n")
