@@ -17,7 +17,7 @@ from pathlib import Path
 
 import aiohttp
 
-from benchmarks.result import Measure, options, report
+from benchmarks.result import Measure, options, report, stated
 from benchmarks.serving_bundle import deeper
 from benchmarks.serving_peers import opened, read
 from benchmarks.serving_processes import Server, heliostat
@@ -66,7 +66,7 @@ def measured(bundle: str, pairs: int, seconds: float) -> list[Measure]:
     price = ratio_of(alone["with"], alone["without"])
     is_asked = cost < 3
     return [
-        Measure("model alone, time of a batch of 16 / of 1", cost, "", [cost], [], "stated", None),
+        stated("model alone, a batch of 16 takes longer than one of 1", [cost], "times"),
         Measure(
             f"batching, {CLIENTS} clients: with / without",
             gain,

@@ -18,9 +18,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
-
-import ray
 
 from heliostat.cluster.cluster_reader import read_cluster
 from heliostat.cluster.ray_cluster import own_address
@@ -41,7 +38,8 @@ from heliostat.sweep.slots import compute_slots
 from heliostat.sweep.tables import TABLE, write_best, write_tables
 from heliostat.sweep.tuning import FOLDER, TuneRequest, run_trials
 from heliostat.train.interrupt import StopRequests
-from heliostat.train.monitor import start_monitor
+from heliostat.train.monitor import Monitor
+from heliostat.train.monitor_handle import MonitorHandle, start_monitor
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +130,7 @@ def _run_all(
             if stop.is_new():
                 tell("stopping: trials at work save a checkpoint first")
                 director.close()
-                ray.get(monitor.request_stop.remote())
+                monitor.call(Monitor.request_stop)
             news.tell_sometimes()
 
         run_trials(director, request, scratch, each)
@@ -159,9 +157,9 @@ class _News:
             self._tell(f"{self._director.running} trials at work, {self._director.left} to start")
 
 
-def _is_stopping(monitor: Any) -> bool:
+def _is_stopping(monitor: MonitorHandle) -> bool:
     """Whether the user has asked the sweep to stop; called in the processes of trials."""
-    return bool(ray.get(monitor.exchange.remote([], [])))
+    return monitor.call(Monitor.exchange, [], [])
 
 
 def _server(run: Run, configured: str | None) -> str | None:

@@ -25,7 +25,7 @@ from heliostat.storage import Location
 from heliostat.train.config import FitConfig, total_steps
 from heliostat.train.history import read_history
 from heliostat.train.judge import Judge
-from heliostat.train.monitor import start_monitor
+from heliostat.train.monitor_handle import start_monitor
 from heliostat.train.preflight import check_training
 from heliostat.train.spec import FitSpec, Outcome
 from heliostat.train.task import Task

@@ -12,7 +12,8 @@ import re
 from typing import Any
 
 from heliostat.storage import Location
-from heliostat.train.monitor import MonitorLink, Row
+from heliostat.train.monitor import Row
+from heliostat.train.monitor_link import MonitorLink
 
 CHUNK = re.compile(r"rows-(\d{8,})-(\d{8,})\.json")
 

@@ -18,7 +18,7 @@ from heliostat.errors import ConfigError
 from heliostat.train.collectives import Ranks
 from heliostat.train.evaluate import evaluate
 from heliostat.train.history import History
-from heliostat.train.monitor import MonitorLink
+from heliostat.train.monitor_link import MonitorLink
 from heliostat.train.profiling import Profiler
 from heliostat.train.spec import FitSpec, Outcome
 from heliostat.train.start import Start

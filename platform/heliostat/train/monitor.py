@@ -1,27 +1,14 @@
-"""The line between the driver and the workers: metrics one way, a wish to stop the other.
+"""What driver and workers tell each other: metrics one way, a wish to stop the other.
 
-The monitor is a small actor that outlives worker groups, so it also remembers why workers failed:
-when they are started again and fail in the same way at the same step, there is no point in a third
-start. Rank 0 talks to it from a thread of its own, never from the training loop.
+The monitor outlives worker groups, so it also remembers why workers failed: when they are started
+again and fail in the same way at the same step, there is no point in a third start. It is called
+through `monitor_handle`.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
-
-import ray
-
-logger = logging.getLogger(__name__)
-
-EXCHANGE_EVERY_S = 0.5
-"""Often enough for a person who waits; a small machine trains on the cores that this costs."""
-ASK_EVERY_S = 0.03
-UNSENT_ROWS = 10_000
-"""Kept while the driver cannot be reached."""
 
 Row = dict[str, float]
 
@@ -69,7 +56,7 @@ class News:
 
 
 class Monitor:
-    """State shared by the driver and the workers of one training; run as an actor."""
+    """State shared by the driver and the workers of one training."""
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
@@ -133,72 +120,3 @@ class Monitor:
     def failures(self) -> list[WorkerFailure]:
         """All failures so far, oldest first."""
         return self._failures
-
-
-def start_monitor() -> Any:
-    """Start the actor on the driver's node."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Monitor)
-    return actor.remote()
-
-
-class MonitorLink:
-    """Rank 0's side: rows go out and the wish to stop comes in, on a thread of its own."""
-
-    def __init__(self, monitor: Any) -> None:
-        self._monitor = monitor
-        self._lock = threading.Lock()
-        self._sending = threading.Lock()
-        self._rows: list[Row] = []
-        self._notes: list[str] = []
-        self._closing = threading.Event()
-        self.is_stopping = False
-        self._thread = threading.Thread(target=self._run, name="monitor-link", daemon=True)
-        self._thread.start()
-
-    def send(self, row: Row) -> None:
-        """Queue a row of metrics."""
-        with self._lock:
-            self._rows.append(row)
-
-    def note(self, text: str) -> None:
-        """Queue a line for the user."""
-        with self._lock:
-            self._notes.append(text)
-
-    def ask(self, step: int) -> bool:
-        """Wait for the verdict on the evaluation at `step`: whether to stop."""
-        self._exchange()
-        while (stops := ray.get(self._monitor.verdict.remote(step))) is None:
-            time.sleep(ASK_EVERY_S)
-        return bool(stops)
-
-    def close(self) -> None:
-        """Send what is left and stop the thread."""
-        self._closing.set()
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
-        while not self._closing.wait(EXCHANGE_EVERY_S):
-            self._exchange()
-        self._exchange()
-
-    def _exchange(self) -> None:
-        # Whoever asks for a verdict must not overtake the rows that it is about.
-        with self._sending:
-            self._send_queued()
-
-    def _send_queued(self) -> None:
-        with self._lock:
-            rows, self._rows = self._rows, []
-            notes, self._notes = self._notes, []
-        try:
-            self.is_stopping = ray.get(self._monitor.exchange.remote(rows, notes), timeout=30)
-        except Exception as error:
-            # Training does not depend on being watched; the rows are also kept with checkpoints.
-            logger.warning("the driver could not be reached: %s", error)
-            with self._lock:
-                self._rows = [*rows, *self._rows][-UNSENT_ROWS:]
-                self._notes = [*notes, *self._notes][-UNSENT_ROWS:]

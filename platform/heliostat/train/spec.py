@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from heliostat.storage import Location
 from heliostat.train.config import FitConfig
+from heliostat.train.monitor_handle import MonitorHandle
 from heliostat.train.task import Task
 
 
@@ -29,8 +29,7 @@ class FitSpec:
     """Whether nodes can be taken away meanwhile; not on a cluster that the driver started."""
     expert_parallel: int | None
     """Workers that share one copy of the experts."""
-    monitor: Any
-    """The handle of the monitor actor."""
+    monitor: MonitorHandle
     is_judged: bool = False
     """Whether to wait for a verdict after each evaluation (`judge.py`)."""
     saves_to_be_judged: bool = False

@@ -19,7 +19,7 @@ from heliostat.runs.run import Run
 from heliostat.train.failure import Explanation, explain, screen
 from heliostat.train.interrupt import StopRequests
 from heliostat.train.judge import Evaluation, Judge, JudgedToStop
-from heliostat.train.monitor import News, Row, WorkerFailure
+from heliostat.train.monitor import Monitor, News, Row, WorkerFailure
 from heliostat.train.progress import Progress
 from heliostat.train.spec import FitSpec, Outcome
 
@@ -93,16 +93,14 @@ class Watch:
             self._error = error
 
     def _watch(self, progress: Progress, stop: StopRequests) -> None:
-        import ray
-
         monitor = self._spec.monitor
         waiting_since = time.monotonic()
         while self._thread.is_alive():
             self._thread.join(POLL_S if self._judge is None else JUDGED_POLL_S)
             if stop.is_new():
                 logger.warning("%s: stopping at the next step, with a checkpoint", self._stage)
-                ray.get(monitor.request_stop.remote())
-            news = ray.get(monitor.drain.remote())
+                monitor.call(Monitor.request_stop)
+            news = monitor.call(Monitor.drain)
             self._take(news, progress)
             if self._judge is not None:
                 self._let_judge(self._judge, news.waiting)
@@ -113,12 +111,10 @@ class Watch:
                     self._stage,
                     self._resources.workers,
                 )
-        self._take(ray.get(monitor.drain.remote()), progress)
+        self._take(monitor.call(Monitor.drain), progress)
 
     def _let_judge(self, judge: Judge, waiting: int | None) -> None:
         """Pass on what the judge wants, and its verdict on the evaluation that waits for one."""
-        import ray
-
         monitor = self._spec.monitor
         if waiting is not None and waiting in self._evaluations:
             evaluation = Evaluation(
@@ -129,10 +125,10 @@ class Watch:
             )
             stops = not judge.goes_on(evaluation)
             self._is_condemned = stops
-            ray.get(monitor.decide.remote(waiting, stops))
+            monitor.call(Monitor.decide, waiting, stops)
         elif not self._is_condemned and judge.wants_stop():
             self._is_condemned = True
-            ray.get(monitor.request_stop.remote())
+            monitor.call(Monitor.request_stop)
 
     def _take(self, news: News, progress: Progress) -> None:
         self._attempts = news.attempts
@@ -164,10 +160,8 @@ class Watch:
 
     def _abandon(self) -> None:
         """Nobody will watch any longer: let the workers save and end rather than go on alone."""
-        import ray
-
         try:
-            ray.get(self._spec.monitor.request_stop.remote(), timeout=POLL_S * 2)
+            self._spec.monitor.call(Monitor.request_stop)
             self._thread.join(ABANDON_S)
         except Exception as error:
             logger.warning("%s: the workers could not be told to stop: %s", self._stage, error)
@@ -189,10 +183,7 @@ class Watch:
         )
 
     def _failures(self) -> Sequence[WorkerFailure]:
-        import ray
-
-        failures: list[WorkerFailure] = ray.get(self._spec.monitor.failures.remote())
-        return failures
+        return self._spec.monitor.call(Monitor.failures)
 
     def _failed(self, explanation: Explanation) -> TrainingFailed:
         text = screen(

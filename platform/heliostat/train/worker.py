@@ -16,24 +16,20 @@ from heliostat.train.collectives import Ranks
 from heliostat.train.engine import prepare_deepspeed
 from heliostat.train.failure import is_collateral
 from heliostat.train.loop import Loop
-from heliostat.train.monitor import Attempt, WorkerFailure
+from heliostat.train.monitor import Attempt, Monitor, WorkerFailure
 from heliostat.train.spec import FitSpec, Outcome
 from heliostat.train.start import current_ranks, start
 
 logger = logging.getLogger(__name__)
 
-TELL_TIMEOUT_S = 30
-
 
 def train_worker(loop_config: dict[str, FitSpec]) -> dict[str, Any]:
     """The train function of Ray Train; returns an `Outcome` as a dict."""
-    import ray
-
     spec = loop_config["spec"]
     prepare_process(gpu=bool(spec.gpus_per_worker))
     ranks = current_ranks(spec)
     attempt: Attempt = ranks.broadcast(
-        ray.get(spec.monitor.begin_attempt.remote()) if ranks.rank == 0 else None
+        spec.monitor.call(Monitor.begin_attempt) if ranks.rank == 0 else None
     )
     # An exception would only make Ray Train start the workers once more.
     if attempt.has_habit:
@@ -76,8 +72,6 @@ def _hidden(module: str) -> Iterator[None]:
 
 def _tell(spec: FitSpec, ranks: Ranks, attempt: Attempt, step: int, error: Exception) -> None:
     """Record why this worker failed; nothing that goes wrong here hides the error itself."""
-    import ray
-
     failure = WorkerFailure(
         attempt=attempt.number,
         rank=ranks.rank,
@@ -89,6 +83,6 @@ def _tell(spec: FitSpec, ranks: Ranks, attempt: Attempt, step: int, error: Excep
         is_collateral=is_collateral(error),
     )
     try:
-        ray.get(spec.monitor.record_failure.remote(failure), timeout=TELL_TIMEOUT_S)
+        spec.monitor.call(Monitor.record_failure, failure)
     except Exception as trouble:
         logger.warning("the driver was not told of a failure: %s", trouble)

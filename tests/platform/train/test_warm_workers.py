@@ -68,8 +68,8 @@ config = replace(CONFIG, steps=4)
 train(replace(task, wait_s=0.02), config)
 over.set()
 watcher.join()
-assert any("ray::Monitor" in command for command in seen), seen
-for helper in ("SynchronizationActor", "TrainController"):
+assert any("ray::RayTrainWorker" in command for command in seen), seen
+for helper in ("SynchronizationActor", "TrainController", "ray::Monitor"):
     assert not any(helper in command for command in seen), helper
 assert set(waiting()) == set(before), "the one that trained and the one that was not needed"
 
