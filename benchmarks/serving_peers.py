@@ -4,9 +4,9 @@
 
 Each answers `POST /ask` with the five best templates. None has keys, a schema, limits or metrics.
 All compute with one thread of torch in one process, as `heliostat serve` does by default.
-"""
 
-from __future__ import annotations
+(Annotations are no strings here: FastAPI would look them up where functions of functions are not.)
+"""
 
 import asyncio
 import sys

@@ -122,16 +122,17 @@ def peer(kind: str, bundle: str) -> Iterator[Server]:
 
 async def _answers(server: Server) -> None:
     """Wait until a server answers."""
-    until = time.monotonic() + START_S
+    until, said = time.monotonic() + START_S, "nothing"
     async with aiohttp.ClientSession() as session:
         while True:
             try:
                 async with session.post(server.target.url, json=BODIES[0]) as answer:
                     if answer.status == 200:
                         return
-            except aiohttp.ClientError:
-                pass
-            assert time.monotonic() < until, f"{server.name} did not start"
+                    said = await answer.text()
+            except aiohttp.ClientError as error:
+                said = str(error)
+            assert time.monotonic() < until, f"{server.name} did not start, but said: {said}"
             await asyncio.sleep(0.2)
 
 

@@ -66,6 +66,8 @@ class Watch:
             Interrupted: it was stopped on request.
         """
         with Progress(self._stage, self._spec.steps) as progress, StopRequests() as stop:
+            # Asked for while others trained: then this one does not begin.
+            self._heed(stop)
             self._thread.start()
             try:
                 self._watch(progress, stop)
@@ -97,9 +99,7 @@ class Watch:
         waiting_since = time.monotonic()
         while self._thread.is_alive():
             self._thread.join(POLL_S if self._judge is None else JUDGED_POLL_S)
-            if stop.is_new():
-                logger.warning("%s: stopping at the next step, with a checkpoint", self._stage)
-                monitor.call(Monitor.request_stop)
+            self._heed(stop)
             news = monitor.call(Monitor.drain)
             self._take(news, progress)
             if self._judge is not None:
@@ -112,6 +112,12 @@ class Watch:
                     self._resources.workers,
                 )
         self._take(monitor.call(Monitor.drain), progress)
+
+    def _heed(self, stop: StopRequests) -> None:
+        """Pass on a wish to stop that is new."""
+        if stop.is_new():
+            logger.warning("%s: stopping at the next step, with a checkpoint", self._stage)
+            self._spec.monitor.call(Monitor.request_stop)
 
     def _let_judge(self, judge: Judge, waiting: int | None) -> None:
         """Pass on what the judge wants, and its verdict on the evaluation that waits for one."""
