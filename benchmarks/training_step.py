@@ -3,8 +3,10 @@
 All three train the same model on the same rows with the same batch, optimiser, precision (fp32) and
 one thread a worker, with 1 worker and with 2. They are started together and take turns of a few
 steps (see `turns`); a sample is the mean time of a step in one turn, a ratio that of two turns of
-one round. Heliostat reads its table while it trains and reports every step to its driver, with the
-tracker on; the bare loop has its rows in memory and prints the loss of every tenth step.
+one round. A process keeps for its life the luck that it had with its place in memory, a few percent
+either way, so all are started anew several times. Heliostat reads its table while it trains and
+reports every step to its driver, with the tracker on; the bare loop has its rows in memory and
+prints the loss of every tenth step.
 
 The last turns give Heliostat's tree as a whole: driver, Ray's processes and workers.
 """
@@ -20,11 +22,13 @@ from benchmarks.result import Measure, at_most, options, report, stated
 from benchmarks.turns import Slice, contender, take_turns, warmed_up
 
 LIMIT = 1.02
+KINDS = ("heliostat", "bare", "trainer")
 
 
 def main() -> None:
     """Run the benchmark."""
-    parser = options(__doc__ or "", pairs=12)
+    parser = options(__doc__ or "", pairs=24)
+    parser.add_argument("--starts", type=int, default=4, help="times that processes are started")
     parser.add_argument("--steps", type=int, default=25, help="steps of a turn")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--size", choices=sorted(workload.SIZES), default="laptop")
@@ -33,7 +37,11 @@ def main() -> None:
     measures: list[Measure] = []
     details: dict[str, object] = {"size": asdict(workload.SIZES[given.size])}
     for workers in given.workers:
-        taken = measure(workers, given.size, given.pairs, given.steps)
+        taken: dict[str, list[Slice]] = {kind: [] for kind in KINDS}
+        for _ in range(given.starts):
+            rounds = given.pairs // given.starts
+            for kind, slices in measure(workers, given.size, rounds, given.steps).items():
+                taken[kind] += slices
         measures += compare(workers, taken)
         details[f"turns, {workers} worker(s)"] = {
             name: [asdict(one) for one in slices] for name, slices in taken.items()
@@ -45,8 +53,7 @@ def measure(workers: int, size: str, rounds: int, turn: int) -> dict[str, list[S
     """The turns of the three."""
     with tempfile.TemporaryDirectory(prefix="heliostat-benchmark-") as scratch:
         folder = Path(scratch)
-        kinds = ("heliostat", "bare", "trainer")
-        contenders = [contender(kind, workers, size, folder) for kind in kinds]
+        contenders = [contender(kind, workers, size, folder) for kind in KINDS]
         with warmed_up(contenders, folder):
             return take_turns(contenders, rounds, turn)
 

@@ -68,9 +68,14 @@ def id_at(task: TinyTask, step: int, index: int) -> int:
     return int(task.train_data().samples([(step - 1) * CONFIG.batch + index])[0]["id"])
 
 
+@pytest.mark.parametrize(
+    "cluster",
+    ["ray_cluster", pytest.param("somebody_elses_cluster", marks=pytest.mark.slow)],
+)
 def test_an_exception_on_worker_1_is_explained_on_one_screen_and_not_tried_a_third_time(
-    somebody_elses_cluster: None, train: Trainings, tiny_task: TinyTask
+    train: Trainings, tiny_task: TinyTask, request: pytest.FixtureRequest, cluster: str
 ) -> None:
+    request.getfixturevalue(cluster)
     task = replace(tiny_task, fail_at_id=id_at(tiny_task, 7, 1), wait_s=0.1)
     with pytest.raises(TrainingFailed) as caught:
         train(task, replace(CONFIG, zero=ZERO[1]), workers=2, run="r")
