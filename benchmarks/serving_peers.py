@@ -10,7 +10,6 @@ All compute with one thread of torch in one process, as `heliostat serve` does b
 
 import asyncio
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -72,26 +71,9 @@ def with_litserve(bundle: str, port: int) -> None:
     """LitServe with its batching."""
     import litserve
 
-    class Api(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.model = opened(bundle)
+    from benchmarks.serving_litserve import Api
 
-        def decode_request(self, request: dict[str, Any]) -> Conversation:
-            return read(self.model, request)
-
-        def batch(self, inputs: Sequence[Conversation]) -> Sequence[Conversation]:
-            return inputs
-
-        def predict(self, inputs: Sequence[Conversation]) -> Any:
-            return self.model.predict(inputs)
-
-        def unbatch(self, output: Any) -> Any:
-            return output
-
-        def encode_response(self, output: Any) -> dict[str, Any]:
-            return answer(self.model, output)
-
-    api = Api(max_batch_size=BATCH, batch_timeout=WAIT_S, api_path="/ask")
+    api = Api(bundle, max_batch_size=BATCH, batch_timeout=WAIT_S, api_path="/ask")
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
     server.run(port=port, host="127.0.0.1", log_level="error", generate_client_file=False)
 

@@ -59,7 +59,8 @@ class LatentAttention(nn.Module):
             latent=latent.width,
         )
         head = config.head_width + latent.rotary_width
-        self.scale = head**-0.5 * (config.yarn.logit_factor if config.yarn is not None else 1.0)
+        self.logit_factor = config.yarn.logit_factor if config.yarn is not None else 1.0
+        self.scale = head**-0.5 * self.logit_factor
         self.workspace = latent_paths.WORKSPACE
         """Bound on what a path holds at a time, in numbers; may be changed at any time."""
         source = config.width
@@ -96,7 +97,11 @@ class LatentAttention(nn.Module):
         k_BTHD, v_BTHV = latent_paths.expand(c_BTc, raw_key_BTR, self.up_weight(), self.widths.nope)
         # Equal widths get the fused kernel.
         padded_BTHD = pad_to_width(v_BTHV, k_BTHD.shape[-1])
-        out_BHTD = branch_attention(self.raw_queries(x_BTd), k_BTHD, padded_BTHD, branches)
+        q_BTHD = self.raw_queries(x_BTd)
+        # That attention divides by the root of the width alone.
+        if self.logit_factor != 1.0:
+            q_BTHD = q_BTHD * self.logit_factor
+        out_BHTD = branch_attention(q_BTHD, k_BTHD, padded_BTHD, branches)
         return self.project(out_BHTD[..., : self.widths.value].transpose(1, 2))
 
     def raw_queries(self, x_BTd: torch.Tensor) -> torch.Tensor:

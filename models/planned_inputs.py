@@ -75,7 +75,7 @@ def require_plan_fits(config: RotaryShape, position_plan: PositionPlan) -> None:
     """Refuse a plan that was made for another model than `config` describes.
 
     Raises:
-        ValueError: The rotary widths or bases differ, or the model has a YaRN of its own.
+        ValueError: The rotary widths or bases differ, or the model's own YaRN.
     """
     made_for = (position_plan.rotary_width, position_plan.rotary_base)
     if made_for != (config.rotary_width, config.rotary_base):
@@ -87,5 +87,5 @@ def require_plan_fits(config: RotaryShape, position_plan: PositionPlan) -> None:
         raise ValueError("a Decoder keeps channel pairs in halves; the plan says interleaved.")
     if not isinstance(config, DecoderConfig):
         return
-    if config.yarn is not None:
-        raise ValueError("the model has a YaRN of its own, which no other scheme is put on top of.")
+    if config.yarn != position_plan.yarn:
+        raise ValueError(f"the model has {config.yarn}, but the plan is for {position_plan.yarn}.")

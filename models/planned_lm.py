@@ -14,6 +14,7 @@ import torch
 from models import positions
 from models.cache import CacheStep, LayerLayout
 from models.decoder import DecoderLM
+from models.decoder_config import DecoderConfig
 from models.planned_inputs import RotaryShape
 from models.position_checks import require_fixed_interval, require_inference
 from models.positions import PositionPlan, PositionScheme
@@ -55,6 +56,7 @@ def plan_for(
         length=length,
         rotary_width=config.rotary_width,
         rotary_base=config.rotary_base,
+        yarn=config.yarn if isinstance(config, DecoderConfig) else None,
     )
 
 

@@ -33,6 +33,7 @@ import torch
 
 from models import rotary_frequencies
 from models.rotary import RotaryLayout, RotaryTables, angle_tables
+from models.yarn import YarnConfig
 
 SchemeName = Literal[
     "rope",
@@ -82,6 +83,8 @@ class PositionScheme:
     """l, tokens before a chunk that keep exact distances; None: L / 8. Chunks are s - l long."""
     beta: float = 0.625
     """Exponent of ntk_mixed."""
+    compose: bool = False
+    """Assign these positions on top of the YaRN that the model has of its own."""
 
     def __post_init__(self) -> None:
         if self.name not in SCHEME_NAMES:
@@ -91,6 +94,8 @@ class PositionScheme:
                 f"log_n must be one of {', '.join(get_args(LogN))}, got {self.log_n!r}."
             )
         self._require_fields_of_the_scheme()
+        if self.compose and self.name in EXPANDED:
+            raise ValueError(f"compose has no meaning for {self.name}: it sets frequencies itself.")
         if self.window is not None and not 1 <= self.window <= LARGEST_WINDOW:
             raise ValueError(f"window must lie in [1, 2^20], got {self.window}.")
         if self.group is not None and self.group < 1:
@@ -152,6 +157,8 @@ class PositionPlan:
     """s, definite; 0 for the schemes that have none."""
     local: int
     """l, definite; 0 for the schemes that have none."""
+    yarn: YarnConfig | None = None
+    """The model's own YaRN, whose frequencies and magnitude are kept; None: it has none."""
 
     @property
     def window(self) -> int:
@@ -179,12 +186,22 @@ def plan(
     rotary_width: int,
     rotary_base: float,
     layout: RotaryLayout = "half",
+    yarn: YarnConfig | None = None,
 ) -> PositionPlan:
     """Fill in what `scheme` leaves to the model and to the length.
+
+    A model with a YaRN of its own (`yarn`) was stretched already, so a scheme is put on top of it
+    only where it says `compose`; L is then the length that the model was stretched to.
 
     Raises:
         ValueError: The scheme does not fit the model.
     """
+    if yarn is not None and not scheme.compose:
+        raise ValueError(
+            f"the model has a YaRN of its own: set compose to true to put {scheme.name} on top."
+        )
+    if scheme.compose and yarn is None:
+        raise ValueError("compose is true, but the model has no YaRN of its own: leave it out.")
     if train_length < 2:
         raise ValueError(f"train_length must be at least 2, got {train_length}.")
     if length < 1:
@@ -212,6 +229,7 @@ def plan(
         interval=interval,
         chunk=chunk,
         local=local,
+        yarn=yarn,
     )
 
 
@@ -353,6 +371,10 @@ def frequencies(position_plan: PositionPlan) -> torch.Tensor:
         return rotary_frequencies.yarn_frequencies(
             width, base, k, train_length=position_plan.train_length, dtype=dtype
         )
+    if position_plan.yarn is not None:
+        return rotary_frequencies.stretched_frequencies(
+            width, base, position_plan.yarn, dtype=dtype
+        )
     return rotary_frequencies.rope_frequencies(width, base, dtype=dtype)
 
 
@@ -360,12 +382,16 @@ def tables(
     position_plan: PositionPlan, positions_BT: torch.Tensor, *, dtype: torch.dtype
 ) -> RotaryTables:
     """Cosines and sines for positions that a branch has assigned, YaRN's temperature included."""
-    yarn = position_plan.scheme.name == "yarn"
+    factor = 1.0
+    if position_plan.scheme.name == "yarn":
+        factor = rotary_frequencies.yarn_factor(position_plan.interval)
+    elif position_plan.yarn is not None:
+        factor = position_plan.yarn.magnitude
     return angle_tables(
         positions_BT,
         frequencies(position_plan).to(positions_BT.device),
         dtype=dtype,
-        factor=rotary_frequencies.yarn_factor(position_plan.interval) if yarn else 1.0,
+        factor=factor,
     )
 
 

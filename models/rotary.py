@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from models.rotary_frequencies import rope_frequencies, yarn_frequencies
+from models.rotary_frequencies import rope_frequencies, stretched_frequencies
 from models.yarn import YarnConfig
 
 RotaryLayout = Literal["half", "interleaved"]
@@ -44,14 +44,7 @@ def rotary_tables(
     width, device = rotary_width, positions_BT.device
     if yarn is None:
         return angle_tables(positions_BT, rope_frequencies(width, base, device=device), dtype=dtype)
-    frequencies_r = yarn_frequencies(
-        width,
-        base,
-        yarn.factor,
-        train_length=yarn.original_positions,
-        fast_turns=yarn.beta_fast,
-        slow_turns=yarn.beta_slow,
-    )
+    frequencies_r = stretched_frequencies(width, base, yarn)
     return angle_tables(positions_BT, frequencies_r.to(device), dtype=dtype, factor=yarn.magnitude)
 
 

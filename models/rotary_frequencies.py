@@ -24,6 +24,7 @@ import math
 
 import torch
 
+from models.yarn import YarnConfig
 from models.yarn import yarn_factor as yarn_factor
 
 
@@ -116,3 +117,18 @@ def yarn_frequencies(
     pairs_r = torch.arange(rotary_width // 2, dtype=torch.float64)
     ramp_r = ((pairs_r - low) / (high - low)).clamp(0.0, 1.0)
     return (theta_r.double() * ((1.0 - ramp_r) + ramp_r / k)).to(dtype)
+
+
+def stretched_frequencies(
+    rotary_width: int, base: float, yarn: YarnConfig, *, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """The frequencies of a model with a YaRN of its own: [r]."""
+    return yarn_frequencies(
+        rotary_width,
+        base,
+        yarn.factor,
+        train_length=yarn.original_positions,
+        fast_turns=yarn.beta_fast,
+        slow_turns=yarn.beta_slow,
+        dtype=dtype,
+    )

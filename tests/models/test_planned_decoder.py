@@ -16,6 +16,7 @@ from models.latent_config import LatentConfig
 from models.paged_cache import PAGE_TOKENS, PagedCache, PagedSequence
 from models.planned_lm import PlannedLM, generating, plan_for
 from models.positions import PositionScheme
+from models.yarn import YarnConfig
 
 TRAINED, N = 24, 83
 SCHEMES = [
@@ -286,7 +287,7 @@ def test_plans_that_do_not_fit_are_refused() -> None:
         planned(model, PositionScheme("ntk"))
 
 
-def make_latent_model(query_width: int = 0) -> DecoderLM:
+def make_latent_model(query_width: int = 0, yarn: YarnConfig | None = None) -> DecoderLM:
     config = deepseek_config(
         vocab_size=61,
         width=32,
@@ -297,6 +298,7 @@ def make_latent_model(query_width: int = 0) -> DecoderLM:
         latent=LatentConfig(width=20, rotary_width=6, value_width=10, query_width=query_width),
         experts=None,
         max_positions=TRAINED,
+        yarn=yarn,
     )
     model = DecoderLM(config, torch.Generator().manual_seed(0))
     for parameter in model.parameters():
@@ -364,3 +366,46 @@ def test_a_latent_prefix_of_another_sequence_has_its_ring_rebuilt() -> None:
         taken_over = PagedSequence([0, 1, 2, 3, 6, 7], 64, N - 64, slot=1, ring_is_stale=True)
         rest = lm.cached(ids[64:], cache.step([taken_over]))
     torch.testing.assert_close(rest, whole[64:], rtol=0, atol=5e-5)
+
+
+YARN = YarnConfig(
+    factor=4.0,
+    original_positions=TRAINED // 4,
+    beta_fast=4.0,
+    beta_slow=1.0,
+    mscale=1.0,
+    mscale_all_dim=0.7,
+)
+
+
+@pytest.mark.parametrize("query_width", [0, 12])
+def test_a_scheme_on_top_of_the_models_own_yarn_keeps_its_frequencies_and_its_factors(
+    query_width: int,
+) -> None:
+    model = make_latent_model(query_width, YARN)
+    ids = draw()
+    with torch.no_grad():
+        plain = model(ids)[0]
+        # Inside the window ReRoPE is what the model is of itself.
+        wide = planned(model, PositionScheme("rerope", window=N, compose=True))
+        torch.testing.assert_close(wide(ids)[0], plain, rtol=0, atol=5e-5)
+        narrow = planned(model, PositionScheme("rerope", window=9, compose=True))
+        whole = narrow(ids)[0]
+    assert (whole - plain).abs().max() > 0.1
+    for lm, expected in ((wide, plain), (narrow, whole)):
+        for chunk in (1, 9, N):
+            found = in_chunks(lm, ids[0], chunk)
+            torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
+
+
+def test_a_models_own_yarn_and_a_scheme_go_together_only_where_it_is_said() -> None:
+    stretched, plain = make_latent_model(yarn=YARN), make_latent_model()
+    with pytest.raises(ValueError, match="YaRN of its own: set compose to true to put rerope on"):
+        planned(stretched, PositionScheme("rerope", window=9))
+    with pytest.raises(ValueError, match="compose is true, but the model has no YaRN of its own"):
+        planned(plain, PositionScheme("rerope", window=9, compose=True))
+    with pytest.raises(ValueError, match="compose has no meaning for ntk"):
+        PositionScheme("ntk", interval=4.0, compose=True)
+    elsewhere = planned(stretched, PositionScheme("rerope", window=9, compose=True)).plan
+    with pytest.raises(ValueError, match="the model has None, but the plan is for YarnConfig"):
+        plain(draw(), position_plan=elsewhere)
