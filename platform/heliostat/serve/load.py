@@ -25,6 +25,7 @@ _SETTINGS = re.compile(r'<script type="application/json" id="settings">(.*?)</sc
 TIMEOUT_S = 60.0
 LOCAL_S, REMOTE_S = 20.0, 300.0
 WINDOW_S = 60.0
+OVERLOADED = "503"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class LoadResult:
     p50_ms: float
     p99_ms: float
     max_ms: float
+    refused_p99_ms: float
+    """Of answers with 503; nan where there is none."""
     errors: Mapping[str, int]
     """By status, or by kind where there was no answer."""
 
@@ -129,10 +132,15 @@ def summary(
     """
     errors = Counter(outcome for _, outcome in outcomes if not outcome.startswith("2"))
     good = np.array([outcome.startswith("2") for _, outcome in outcomes], dtype=bool)
-    latencies = 1000 * np.array([latency for latency, _ in outcomes])[good]
+    every = 1000 * np.array([latency for latency, _ in outcomes])
+    refusals = every[[outcome == OVERLOADED for _, outcome in outcomes]]
+    nothing = float("nan")
+    refused_p99_ms = float(np.percentile(refusals, 99)) if len(refusals) else nothing
+    latencies = every[good]
     if not len(latencies):
-        nothing = float("nan")
-        return LoadResult(rate, len(outcomes), nothing, nothing, nothing, nothing, dict(errors))
+        return LoadResult(
+            rate, len(outcomes), nothing, nothing, nothing, nothing, refused_p99_ms, dict(errors)
+        )
     return LoadResult(
         rate=rate,
         sent=len(outcomes),
@@ -140,6 +148,7 @@ def summary(
         p50_ms=float(np.percentile(latencies, 50)),
         p99_ms=float(np.percentile(latencies, 99)),
         max_ms=float(latencies.max()),
+        refused_p99_ms=refused_p99_ms,
         errors=dict(errors),
     )
 

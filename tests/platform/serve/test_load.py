@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from aiohttp import web
@@ -26,7 +27,10 @@ def test_errors_are_counted_and_their_latency_is_not() -> None:
     assert found.errors == {"503": 1, "TimeoutError": 1}
     assert found.max_ms == pytest.approx(30)
     assert found.peak_minute_ms == pytest.approx(20)
-    assert summary(1.0, [0], [(1.0, "500")]).errors == {"500": 1}
+    assert found.refused_p99_ms == pytest.approx(5000)
+    nothing = summary(1.0, [0], [(1.0, "500")])
+    assert nothing.errors == {"500": 1}
+    assert math.isnan(nothing.refused_p99_ms)
 
 
 def test_each_rate_is_held_for_twenty_seconds_here_and_five_minutes_elsewhere() -> None:
