@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import Counter as Counts
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,10 +15,16 @@ if TYPE_CHECKING:
 
 LATENCIES_S = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
+HANDED_OVER_EVERY_S = 0.5
 
 
 class Telemetry:
-    """The metrics of one replica."""
+    """The metrics of one replica.
+
+    Ray's metrics take a lock outside of Python, and whoever gives Python's own lock up for it waits
+    behind the model's thread to get it back. So answers are noted here, and a thread hands them
+    over.
+    """
 
     def __init__(self, endpoint: str) -> None:
         tags = {"endpoint": endpoint}
@@ -63,11 +72,17 @@ class Telemetry:
             *(self._computed, self._shadow, self._agreement),
         ):
             metric.set_default_tags(tags)
+        self._answered: Counts[tuple[str, int, str]] = Counts()
+        self._seconds: list[tuple[str, float]] = []
+        self._queued = 0
+        self._lock = threading.Lock()
+        threading.Thread(target=self._hand_over, name="telemetry", daemon=True).start()
 
     def request(self, route: str, status: int, key: str, seconds: float) -> None:
         """Count an answer. `route` must be a path of the API, not one that a client made up."""
-        self._requests.inc(1, tags={"route": route, "status": str(status), "key": key})
-        self._latency.observe(seconds, tags={"route": route})
+        with self._lock:
+            self._answered[route, status, key] += 1
+            self._seconds.append((route, seconds))
 
     def batch(self, size: int, *, version: str) -> None:
         """Count a batch."""
@@ -76,7 +91,19 @@ class Telemetry:
 
     def waiting(self, requests: int) -> None:
         """Note the length of the queue."""
-        self._waiting.set(requests)
+        self._queued = requests
+
+    def _hand_over(self) -> None:
+        while True:
+            time.sleep(HANDED_OVER_EVERY_S)
+            with self._lock:
+                answered, self._answered = self._answered, Counts()
+                waited, self._seconds = self._seconds, []
+            for (route, status, key), number in answered.items():
+                self._requests.inc(number, {"route": route, "status": str(status), "key": key})
+            for route, seconds in waited:
+                self._latency.observe(seconds, {"route": route})
+            self._waiting.set(self._queued)
 
     def shadow(self, outcome: str, agreement: float = 0.0) -> None:
         """Count a copy for the shadow: `compared`, `failed` or `dropped`."""
