@@ -7,7 +7,9 @@ compiler, takes minutes, and hangs for ever behind a stale lock file.
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,9 @@ from heliostat.train.task import Batch, Task
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REDUCE_BUCKET = 500_000_000
 """Elements of gradients that are summed over the ranks at a time, at most (DeepSpeed's default)."""
+
+_built: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The engines of this process that are still in memory."""
 
 
 def prepare_deepspeed() -> None:
@@ -65,6 +70,7 @@ def build_engine(
         config=deepspeed_config(config, plan, trained=_trained(model), universal=universal),
         dist_init_required=False,
     )
+    _built.add(engine)
     if config.precision != "fp32":
         engine.module.register_forward_pre_hook(
             _cast_inputs(DTYPES[config.precision]), with_kwargs=True
@@ -72,6 +78,12 @@ def build_engine(
     if config.compile:
         engine.module.compile()
     return engine
+
+
+def are_engines_gone() -> bool:
+    """Whether nothing holds an engine of this process any more."""
+    gc.collect()
+    return not _built
 
 
 def _trained(model: nn.Module) -> int:

@@ -80,7 +80,7 @@ def forget_training() -> bool:
 
     Only a training that returned can be forgotten.
     """
-    import gc
+    import ctypes
     import sys
     from contextlib import suppress
     from pathlib import Path
@@ -89,6 +89,8 @@ def forget_training() -> bool:
     from deepspeed.comm import comm
     from deepspeed.utils import groups
     from ray.train.v2._internal.execution.context import get_train_context
+
+    from heliostat.train.engine import are_engines_gone
 
     runner = get_train_context().execution_context.training_thread_runner
     if runner.is_running() or runner.get_error() is not None:
@@ -100,7 +102,11 @@ def forget_training() -> bool:
     comm.cdb = None
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
-    gc.collect()
+    if not are_engines_gone():
+        return False
+    with suppress(OSError, AttributeError):
+        # The C library keeps what was freed in pieces; only glibc has a word for giving it back.
+        ctypes.CDLL(None).malloc_trim(0)
     # The peak of the memory begins anew, where the system lets it.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

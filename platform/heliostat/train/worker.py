@@ -39,7 +39,10 @@ def train_worker(loop_config: dict[str, FitSpec]) -> dict[str, Any]:
     loop: Loop | None = None
     try:
         loop = Loop(spec, ranks, start(spec, ranks, attempt.number), attempt.number)
-        return asdict(loop.run())
+        outcome = asdict(loop.run())
+        # Its hooks sit in the graph of gradients, where no garbage collector finds them.
+        loop.engine.destroy()
+        return outcome
     except Exception as error:
         _tell(spec, ranks, attempt, loop.state.step if loop is not None else 0, error)
         raise

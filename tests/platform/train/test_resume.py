@@ -94,7 +94,7 @@ def test_stopped_on_2_workers_gone_on_with_on_1_then_3_the_losses_are_those_of_o
     train: Trainings, trained, tiny_task: TinyTask, tmp_path, stage: int
 ) -> None:
     notes = Location.of(tmp_path / "notes")
-    task = replace(tiny_task, wait_s=0.1, notes=notes)
+    task = replace(tiny_task, wait_s=0.2, notes=notes)
     config = replace(CONFIG, zero=ZERO[stage])
     first = stop_at(4, train, task, config, 2, "r")
     second = stop_at(first + 4, train, task, config, 1, "r")
