@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 from ray.train import Result
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
@@ -36,6 +36,7 @@ from ray.train.v2._internal.execution.worker_group import (
     worker_group,
 )
 
+from heliostat.train.elastic import Trainer, WithinRoom
 from heliostat.train.warm_workers import (
     forget_training,
     keep_workers,
@@ -44,6 +45,7 @@ from heliostat.train.warm_workers import (
 )
 
 FORGETTING_S = 10
+_LOGGING = threading.Lock()
 
 
 class NoSynchronization:
@@ -171,7 +173,7 @@ class LeanController(TrainController):  # type: ignore[misc]
         callbacks[:] = [one for one in callbacks if not isinstance(one, PreemptionCallback)]
 
 
-class LeanTrainer(TorchTrainer):  # type: ignore[misc]
+class LeanTrainer(Trainer):
     """Ray Train's trainer, for a cluster of our own."""
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
@@ -183,8 +185,9 @@ class LeanTrainer(TorchTrainer):  # type: ignore[misc]
         ]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
-        if not self.scaling_config.elasticity_enabled:
-            arguments["scaling_policy"] = FixedSize(self.scaling_config)
+        elastic = self.scaling_config.elasticity_enabled
+        policy = WithinRoom if elastic else FixedSize
+        arguments["scaling_policy"] = policy(self.scaling_config)
         _adapt_worker_groups()
         with _logging_kept():
             controller = LeanController(**arguments)
@@ -196,8 +199,10 @@ class LeanTrainer(TorchTrainer):  # type: ignore[misc]
 def _logging_kept() -> Iterator[None]:
     """A controller takes its process's logging over; this process is the driver."""
     log = logging.getLogger("ray.train")
-    handlers, level, propagate = list(log.handlers), log.level, log.propagate
-    yield
-    log.handlers[:] = handlers
-    log.setLevel(level)
-    log.propagate = propagate
+    # Of two at a time the second would find, and put back, what the first one's controller set.
+    with _LOGGING:
+        handlers, level, propagate = list(log.handlers), log.level, log.propagate
+        yield
+        log.handlers[:] = handlers
+        log.setLevel(level)
+        log.propagate = propagate

@@ -24,8 +24,9 @@ def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: s
     Raises Ray Train's own errors when it fails for good.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
+    from heliostat.train.elastic import Trainer
     from heliostat.train.lean_trainer import LeanTrainer
 
     is_own = owns_cluster()
@@ -38,7 +39,7 @@ def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: s
     if resources.memory_per_worker_gb is not None:
         per_worker["memory"] = resources.memory_per_worker_gb * 1e9
     low, high = resources.workers.low, resources.workers.high
-    trainer = (LeanTrainer if is_own else TorchTrainer)(
+    trainer = (LeanTrainer if is_own else Trainer)(
         train_worker,
         train_loop_config={"spec": spec},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
