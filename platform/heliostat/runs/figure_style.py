@@ -135,5 +135,13 @@ def add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG; the same figure gives the same bytes."""
     target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=DPI, metadata={"Software": None})
+    # The constrained layout alone may leave the widest tick labels no room at the edge.
+    figure.savefig(
+        target,
+        format="png",
+        dpi=DPI,
+        bbox_inches="tight",
+        pad_inches=0.08,
+        metadata={"Software": None},
+    )
     return target.getvalue()

@@ -119,6 +119,13 @@ class Run:
         """What `result.json` says now."""
         return self._record
 
+    @property
+    def seconds(self) -> float:
+        """Work so far: this attempt and those before it, without the time between them."""
+        return self._record.with_attempt(
+            replace(self._record.attempts[-1], ended=clock.now())
+        ).seconds
+
     def artefact(self, name: str) -> Location:
         """A file or folder of the run: `run.artefact("bundle")`."""
         return self.folder / name
