@@ -7,7 +7,6 @@ with as many trials as ReRoPE, on windows that are not reported.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +25,15 @@ from jobs.rerope.study import (
     train_models,
 )
 from jobs.rerope.tasks import Variant
-from jobs.rerope.trials import METHODS, label, leaky, rerope, windows
+from jobs.rerope.trials import (
+    LEAKY_INTERVALS,
+    METHODS,
+    label,
+    leaky,
+    leaky_windows,
+    rerope,
+    windows,
+)
 from models.positions import PositionScheme
 
 STATEMENT = (
@@ -39,7 +46,6 @@ STATEMENT = (
 
 def claim(config: Config, run: Run) -> RunSummary:
     """Measure the claim over all seeds and write `claim.json` and a report."""
-    began = time.monotonic()
     config = one_worker(config)
     seeds = config.claim.seeds
     corpus = open_corpus(config, run)
@@ -57,7 +63,7 @@ def claim(config: Config, run: Run) -> RunSummary:
         criteria=tuple(criteria(study)),
         inputs=tuple(corpus.inputs()),
         command="heliostat claim rerope",
-        seconds=time.monotonic() - began,
+        seconds=run.seconds,
     )
     write_claim(run.folder, result, _docs_folder(config))
     report = write_claim_report(run, result, study, (schemes, by_position))
@@ -87,11 +93,10 @@ def measurements(study: Study) -> Iterator[Measurement]:
         for mode in ("none", "post"):
             scheme = rerope(window, mode)
             arms.append((f"sweep, {label(scheme)} at 8L", "plain", scheme, far))
-    best = study.chosen.plain["rerope", far].window
-    assert best is not None
-    arms += [
-        (f"{label(leaky(best, k))} at 8L", "plain", leaky(best, k), far) for k in (2.0, 16.0, 32.0)
-    ]
+    for window in leaky_windows(length):
+        for k in LEAKY_INTERVALS:
+            scheme = leaky(window, k)
+            arms.append((f"{label(scheme)} at 8L", "plain", scheme, far))
     for name, variant, scheme, n in arms:
         for place, seed in enumerate(study.seeds):
             losses = study.loss(scheme, n, variant=variant)[place]

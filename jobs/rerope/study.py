@@ -39,6 +39,7 @@ from jobs.rerope.trials import (
     Text,
     Trial,
     leaky,
+    leaky_windows,
     rerope,
     settings,
     windows,
@@ -247,8 +248,6 @@ def reported_trials(length: int, chosen: Chosen) -> dict[Variant, tuple[Trial, .
     """Everything that is measured on the reporting half, each trial once."""
     far = REACH * length
     rope, trained = PositionScheme("rope"), PositionScheme("rope", log_n="train")
-    best_window = chosen.plain["rerope", far].window
-    assert best_window is not None
     plain = [
         Trial(rope, length),
         Trial(PositionScheme("rope", log_n="post"), length),
@@ -256,7 +255,7 @@ def reported_trials(length: int, chosen: Chosen) -> dict[Variant, tuple[Trial, .
         *(Trial(rope, n) for n in (4 * length, far)),
         *(Trial(scheme, n) for (_, n), scheme in chosen.plain.items()),
         *(Trial(rerope(w, mode), far) for w in windows(length) for mode in ("none", "post")),
-        *(Trial(leaky(best_window, k), far) for k in LEAKY_INTERVALS),
+        *(Trial(leaky(w, k), far) for w in leaky_windows(length) for k in LEAKY_INTERVALS),
         *(Trial(scheme, far, "repeated") for (_, n), scheme in chosen.plain.items() if n == far),
     ]
     log_n = [

@@ -103,6 +103,11 @@ def rerope(window: int, log_n: LogN) -> PositionScheme:
     return PositionScheme("rerope", log_n=log_n, window=window)
 
 
+def leaky_windows(length: int) -> tuple[int, ...]:
+    """Windows of the leaky trials: with them k = 16 keeps 8 L within the positions trained."""
+    return length // 4, length // 2
+
+
 def leaky(window: int, interval: float) -> PositionScheme:
     """Leaky ReRoPE, with log-n scaling after training."""
     return PositionScheme("leaky_rerope", log_n="post", window=window, interval=interval)

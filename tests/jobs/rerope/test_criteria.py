@@ -43,11 +43,12 @@ def made_up(trial: Trial, variant: Variant) -> float:
         return 1.42
     if trial.length == L:
         return 1.404
-    if scheme.name == "rerope":
+    if scheme.name in ("rerope", "leaky_rerope"):
         away = abs((scheme.window or 0) - 40) / 24
-        return 1.40 + 0.35 * away**2 + (0.08 if scheme.log_n == "none" else 0.0)
-    if scheme.name == "leaky_rerope":
-        return 1.41 if (scheme.interval or 0) > 8 else 1.9
+        loss = 1.40 + 0.35 * away**2 + (0.08 if scheme.log_n == "none" else 0.0)
+        if scheme.interval is None:
+            return loss
+        return loss + (0.01 if scheme.interval > 8 else 0.5)
     place = settings_place(trial)
     return FAR[scheme.name] + 0.01 * place
 
