@@ -41,11 +41,11 @@ class Arm:
 
 
 def base_config(config: Config, seed: int) -> Config:
-    """The method with a seed, on one worker, whole batches at a time."""
+    """The method with a seed, on one worker."""
     return replace(
         config,
         seed=seed,
-        fit=replace(config.fit, micro_batch=config.fit.batch, seed=seed),
+        fit=replace(config.fit, seed=seed),
         resources=replace(config.resources, workers=IntRange(1, 1), expert_parallel=None),
     )
 
