@@ -16,10 +16,32 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+COLUMNS = {
+    "top1_percent": "top-1 %",
+    "top3_percent": "top-3 %",
+    "top5_percent": "top-5 %",
+    "loss_nats": "loss",
+    "accuracy": "accuracy",
+    "maxvio_global": "maximal violation",
+    "cache_bytes_per_token": "cache, bytes a token",
+}
+"""What a table of arms shows, of what was measured."""
+Figures = dict[str, dict[str, float]]
+
+
+def arms_table(summary: dict[str, Figures]) -> tuple[dict[str, str], dict[str, Figures]]:
+    """The columns of a claim's table and its rows: the arms with a loss of every seed."""
+    read = {arm: row for arm, row in summary.items() if "loss_nats" in row}
+    seeds = max(row["loss_nats"]["seeds"] for row in read.values())
+    rows = {arm: row for arm, row in read.items() if row["loss_nats"]["seeds"] == seeds}
+    shown = {name for row in rows.values() for name in row}
+    return {name: title for name, title in COLUMNS.items() if name in shown}, rows
+
+
 def claim_block(claim: dict[str, object]) -> str:
     """The figures of a claim as Markdown."""
     criteria: list[dict[str, object]] = claim["criteria"]  # type: ignore[assignment]
-    summary: dict[str, dict[str, dict[str, float]]] = claim["summary"]  # type: ignore[assignment]
+    summary: dict[str, Figures] = claim["summary"]  # type: ignore[assignment]
     inputs: list[dict[str, str]] = claim["inputs"]  # type: ignore[assignment]
     seeds = ", ".join(str(seed) for seed in claim["seeds"])  # type: ignore[attr-defined]
     verdict = "holds" if claim["holds"] else "does **not** hold in full"
@@ -35,16 +57,18 @@ def claim_block(claim: dict[str, object]) -> str:
         f"{'yes' if c['holds'] else '**no**'} |"
         for c in criteria
     ]
+    columns, rows = arms_table(summary)
     lines += [
         "",
-        "| arm | top-1 % | top-3 % | top-5 % | loss |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"| arm | {' | '.join(columns.values())} |",
+        f"| --- |{' ---: |' * len(columns)}",
     ]
-    names = ("top1_percent", "top3_percent", "top5_percent", "loss_nats")
-    for arm, row in summary.items():
-        if "test_messages" in row:
-            cells = [f"{row[n]['mean']:.3g} ± {row[n]['std']:.2g}" for n in names]
-            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    for arm, row in rows.items():
+        cells = [
+            f"{row[name]['mean']:.3g} ± {row[name]['std']:.2g}" if name in row else ""
+            for name in columns
+        ]
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     real = [item["name"] for item in inputs if item["origin"] == "real"]
     made = [item["name"] for item in inputs if item["origin"] == "generated"]
     lines += [
