@@ -28,8 +28,11 @@ S3_CREDENTIALS = {
 @pytest.fixture(scope="session", autouse=True)
 def private_home() -> Iterator[Path]:
     """Keep tokens, caches and tracker files of the tests out of the user's home."""
-    with tempfile.TemporaryDirectory(prefix="hs-") as folder:
+    # Ray's processes may still write their logs when the session ends.
+    with tempfile.TemporaryDirectory(prefix="hs-", ignore_cleanup_errors=True) as folder:
         os.environ["HELIOSTAT_HOME"] = folder
+        # Sessions beside this one, and clusters of the user's, are not found then.
+        os.environ["RAY_TMPDIR"] = folder
         token = Path(folder) / "ray_token"
         token.write_text(secrets.token_hex(32))
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)

@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 from heliostat.cluster.finding import Finding
+from heliostat.cluster.ray_internals import sessions_folder
 from heliostat.config.settings import settings
 from heliostat.errors import HeliostatError
 from heliostat.storage import Location
@@ -57,7 +58,7 @@ def check_shared_memory() -> Finding:
 
 def check_disks() -> list[Finding]:
     """The disks of our home and of Ray's temporary files; Ray slows down above 95 %."""
-    folders = {"home": settings().home, "temporary files": Path(tempfile.gettempdir())}
+    folders = {"home": settings().home, "Ray's sessions": sessions_folder()}
     return [_check_disk(name, _existing(folder)) for name, folder in folders.items()]
 
 
@@ -141,7 +142,7 @@ def _check_disk(name: str, folder: Path) -> Finding:
             "disk",
             "fail",
             f"{detail}; above 95 % Ray stops putting objects there",
-            "free some space; old sessions are in /tmp/ray",
+            f"free some space; old sessions are in {sessions_folder()}",
         )
     return Finding("disk", "ok", detail)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import sys
-from pathlib import Path
 
 from heliostat.cluster import ray_internals
 from heliostat.cluster.cluster_reader import logical_cpus, read_cluster
@@ -71,7 +70,7 @@ def _check_cluster(address: str, origin: str) -> Finding:
 
 def _check_startable(version: str) -> Finding:
     """What keeps a local cluster from starting, short of starting one (5 s)."""
-    folder = Path("/tmp/ray")
+    folder = ray_internals.sessions_folder()
     parent = folder if folder.exists() else folder.parent
     if len(str(folder)) + _SOCKET_PATH_BYTES > _MOST_SOCKET_PATH:
         return Finding(

@@ -168,6 +168,13 @@ def _start_nothing(node: object, **_: object) -> None:
     """In the place of a method of Ray's `Node` that starts a process."""
 
 
+def sessions_folder() -> Path:
+    """Where a cluster of this machine keeps its sessions; RAY_TMPDIR and TMPDIR move it."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return Path(get_default_ray_temp_dir())
+
+
 def started_cluster_address() -> str | None:
     """The cluster that the last `ray start` on this machine made or joined, running or not."""
     from ray._private.services import find_bootstrap_address

@@ -139,3 +139,16 @@ def test_a_port_that_is_no_ray_is_told_from_a_cluster(monkeypatch: pytest.Monkey
         (finding,) = doctor_ray.check_ray()
     assert finding.status == "fail"
     assert "not a Ray cluster" in finding.detail
+
+
+def test_a_folder_for_sessions_that_is_too_long_for_sockets_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import ray
+
+    if ray.is_initialized():
+        pytest.skip("this process is connected to a cluster already")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("deep" * 20)))
+    (finding,) = doctor_ray.check_ray()
+    assert finding.status == "fail"
+    assert "too long" in finding.detail
