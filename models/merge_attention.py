@@ -236,17 +236,25 @@ def merge_tiles(
     # Half precision merges in float32, as the kernels inside.
     dtype = torch.promote_types(values[0].dtype, torch.float32)
     shape = queries[0].shape[:-1]
-    out = queries[0].new_zeros(*shape, values[0].shape[-1], dtype=dtype)
-    lse = queries[0].new_full(shape, -math.inf, dtype=dtype)
-    for branch, rows, columns, is_causal, mask in tiles:
-        tile_out, tile_lse = kernel.forward(
+    rest = list(tiles)
+
+    def of(tile: Tile) -> TileOutput:
+        branch, rows, columns, is_causal, mask = tile
+        return kernel.forward(
             queries[branch][:, :, rows],
             keys[branch][:, :, columns],
             values[branch][:, :, columns],
             mask,
             is_causal,
         )
-        _merge_rows(out[:, :, rows], lse[:, :, rows], tile_out, tile_lse)
+
+    if rest and rest[0].queries == slice(0, shape[-1]):
+        out, lse = (x.to(dtype) for x in of(rest.pop(0)))
+    else:
+        out = queries[0].new_zeros(*shape, values[0].shape[-1], dtype=dtype)
+        lse = queries[0].new_full(shape, -math.inf, dtype=dtype)
+    for tile in rest:
+        _merge_rows(out[:, :, tile.queries], lse[:, :, tile.queries], *of(tile))
     return out.to(values[0].dtype), lse
 
 
@@ -296,9 +304,7 @@ def _merge_rows(
 ) -> None:
     """Merge a tile into the running output and log-sum-exp of its queries, in place."""
     tile_lse = tile_lse.to(lse.dtype)
-    merged = torch.logaddexp(lse, tile_lse)
-    # -inf minus -inf: neither side has seen a key yet, and both outputs are zeros.
-    shift = merged.masked_fill(torch.isneginf(merged), 0.0)
-    out.mul_(torch.exp(lse - shift)[..., None])
-    out.addcmul_(tile_out.to(out.dtype), torch.exp(tile_lse - shift)[..., None])
-    lse.copy_(merged)
+    # The tile's share of both sums of exponentials; where neither has seen a key it is 0 of 0.
+    share = (tile_lse - lse).sigmoid_().nan_to_num_(0.0)
+    out.lerp_(tile_out.to(out.dtype), share[..., None])
+    torch.logaddexp(lse, tile_lse, out=lse)

@@ -254,7 +254,9 @@ def test_gradients_by_finite_differences(kernel: str) -> None:
     inputs = tuple(x.requires_grad_() for x in drawn)
     for position_plan in windowed(3, length=9)[:2]:
         assert torch.autograd.gradcheck(
-            lambda *x, position_plan=position_plan: attend(position_plan, x), inputs
+            lambda *x, position_plan=position_plan: attend(position_plan, x),
+            inputs,
+            fast_mode=True,  # random directions: the dense form checks each entry above
         )
 
 
