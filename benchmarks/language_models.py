@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.peak import added_peak_mib
 from benchmarks.result import Measure, at_least, at_most, options, report
 from models.contiguous_cache import ContiguousCache
 from models.decoder import DecoderLM
@@ -238,17 +239,7 @@ def peak_memory_mib(length: int, whose: str) -> float:
     model = ours.eval() if whose == "ours" else theirs.eval()
     ids = torch.randint(256, (1, length), generator=torch.Generator().manual_seed(1))
     model(ids[:, :8])
-    # Loading both models has left a higher peak behind; Linux forgets it on this word.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident_peak_mib()
-    model(ids)
-    return resident_peak_mib() - before
-
-
-def resident_peak_mib() -> float:
-    """The largest resident memory since the peak was forgotten."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return added_peak_mib(lambda: model(ids))
 
 
 def arguments() -> argparse.Namespace:

@@ -15,13 +15,13 @@ the machine:
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.peak import added_peak_mib
 from benchmarks.result import Measure, at_least, at_most, options, report
 from models import positions
 from models.attention import CausalSelfAttention
@@ -75,14 +75,14 @@ def memory(pairs: int) -> list[Measure]:
     found: dict[AttentionBackend, list[float]] = {"merge": [], "dense": []}
     for _ in range(min(pairs, 3)):
         for backend, samples in found.items():
-            samples.append(peak_mb(backend))
+            samples.append(peak_mib(backend))
     return [
         at_most(
             f"peak memory of attention over {MEMORY} tokens: ReRoPE / two matrices",
             found["merge"],
             found["dense"],
             1 / 8,
-            "MB",
+            "MiB",
         )
     ]
 
@@ -208,8 +208,8 @@ def interleaved(contenders: list[Callable[[], object]], pairs: int) -> list[list
     return samples
 
 
-def peak_mb(backend: AttentionBackend) -> float:
-    """Megabytes that one call adds to the peak of a fresh process."""
+def peak_mib(backend: AttentionBackend) -> float:
+    """MiB that one call adds to the peak of a fresh process."""
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_measure_peak, args=(sending, backend))
@@ -225,10 +225,8 @@ def _measure_peak(sending: object, backend: AttentionBackend) -> None:
         # A small call first: what libraries load at first use is no part of the comparison.
         planned(*inputs(64, 1), backend)()
         given = inputs(MEMORY, 1)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        planned(*given, backend)()
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    sending.send((after - before) / 1024)  # type: ignore[attr-defined]
+        added = added_peak_mib(lambda: planned(*given, backend)())
+    sending.send(added)  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":
