@@ -121,6 +121,7 @@ def _start(dashboard: bool) -> Connection:
             include_dashboard=dashboard,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            _system_config=None if dashboard else ray_internals.QUIET_CONFIG,
         )
     _started = context.address_info["gcs_address"]
     return _connection(context.address_info, is_own=True)

@@ -8,6 +8,7 @@ authentication token is at hand. A test fails when one of these names changes.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 import subprocess
@@ -36,6 +37,14 @@ from ray._raylet import GcsClient
 record = get_cluster_metadata(GcsClient(address=sys.argv[1]))
 print(record["ray_version"], record["python_version"])
 """
+_COUNTING_MS = "REPORTER_UPDATE_INTERVAL_MS"
+QUIET_CONFIG = {
+    # Workers begin when they are asked for; those begun in advance that nobody needs never end.
+    "enable_worker_prestart": False,
+    "prestart_worker_first_driver": False,
+    "memory_monitor_refresh_ms": 1000,
+}
+"""Ray's own settings for a cluster of one command: less to do for processes that only wait."""
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _API_TIMEOUT_S = 3.0
 # Ray's traversal logs every ignore file it reads; an error it logs is raised as well.
@@ -149,7 +158,9 @@ def without_helpers() -> Iterator[None]:
 
     These are the autoscaler's monitor, the server of the dashboard, which Ray starts even without
     the dashboard itself, and the monitor that carries workers' output to the driver. Each is a
-    Python process that imports for a second and then looks for work several times a second.
+    Python process that imports for a second and then looks for work several times a second. The
+    agent, without which no node lives, counts the machine's processes once a minute then, not every
+    five seconds.
     """
     from ray._private.node import Node
 
@@ -157,11 +168,15 @@ def without_helpers() -> Iterator[None]:
     originals = {name: getattr(Node, name) for name in names}
     for name in names:
         setattr(Node, name, _start_nothing)
+    asked = os.environ.get(_COUNTING_MS)
+    os.environ[_COUNTING_MS] = asked or "60000"
     try:
         yield
     finally:
         for name, original in originals.items():
             setattr(Node, name, original)
+        if asked is None:
+            del os.environ[_COUNTING_MS]
 
 
 def _start_nothing(node: object, **_: object) -> None:

@@ -64,7 +64,7 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-config = replace(CONFIG, steps=4)
+config = replace(CONFIG, steps=2)
 train(replace(task, wait_s=0.02), config)
 over.set()
 watcher.join()
@@ -84,26 +84,26 @@ other.wait(timeout=30)  # of another kind than what is asked for now
 """
 SAME = """
 def trained(stage, workers):
-    result = train(task, replace(CONFIG, steps=10, zero=ZERO[stage]), workers=workers)
+    result = train(task, replace(CONFIG, steps=6, zero=ZERO[stage]), workers=workers)
     return losses(result), result.metrics
 
 
 whole = trained(2, 2)
 first = waiting()
 trained(0, 1)
-sharded = trained(1, 2)
+trained(1, 2)
 assert trained(2, 2) == whole
 assert set(waiting()) == set(first), "all four were done by the same two processes"
 
 # Those that failed are not kept.
+cursed = int(task.train_data().samples([CONFIG.batch])[0]["id"])  # the first of step 2
 try:
-    train(replace(task, fail_at_id=5), replace(CONFIG, steps=10), workers=2)
+    train(replace(task, fail_at_id=cursed), replace(CONFIG, steps=6, max_failures=0), workers=2)
 except Exception as error:
     print(error)
 else:
     raise AssertionError("it did not fail")
-assert not any(one.is_running() for one in first)
-assert trained(1, 2) == sharded
+assert not psutil.wait_procs(first, timeout=30)[1], "processes of a failed training"
 """
 
 
