@@ -75,11 +75,15 @@ def partial_attention(
 def softmax_over(scores_BHTS: torch.Tensor, v_BHSV: torch.Tensor) -> Partial:
     """The part of the attention that finished scores make."""
     wide = scores_BHTS if scores_BHTS.dtype == torch.float64 else scores_BHTS.float()
-    log_sum_BHT = wide.logsumexp(-1)
+    largest_BHT1 = wide.detach().amax(-1, keepdim=True)
     # A query that sees no key has weights 0, not nan.
-    floor_BHT1 = torch.where(log_sum_BHT.isneginf(), 0.0, log_sum_BHT)[..., None]
-    weights_BHTS = (wide - floor_BHT1).exp().to(v_BHSV.dtype)
-    return Partial(weights_BHTS @ v_BHSV, log_sum_BHT)
+    largest_BHT1 = largest_BHT1.masked_fill(largest_BHT1.isneginf(), 0.0)
+    weights_BHTS = (wide - largest_BHT1).exp_()
+    total_BHT1 = weights_BHTS.sum(-1, keepdim=True)
+    # Divided before the product: in half precision the sum of what is not might overflow.
+    shares_BHTS = weights_BHTS / total_BHT1.clamp(min=torch.finfo(wide.dtype).tiny)
+    out_BHTV = shares_BHTS.to(v_BHSV.dtype) @ v_BHSV
+    return Partial(out_BHTV, (largest_BHT1 + total_BHT1.log())[..., 0])
 
 
 def merge(parts: Sequence[Partial]) -> torch.Tensor:

@@ -37,7 +37,6 @@ from ray._raylet import GcsClient
 record = get_cluster_metadata(GcsClient(address=sys.argv[1]))
 print(record["ray_version"], record["python_version"])
 """
-_COUNTING_MS = "REPORTER_UPDATE_INTERVAL_MS"
 QUIET_CONFIG = {
     # Workers begin when they are asked for; those begun in advance that nobody needs never end.
     "enable_worker_prestart": False,
@@ -168,15 +167,13 @@ def without_helpers() -> Iterator[None]:
     originals = {name: getattr(Node, name) for name in names}
     for name in names:
         setattr(Node, name, _start_nothing)
-    asked = os.environ.get(_COUNTING_MS)
-    os.environ[_COUNTING_MS] = asked or "60000"
+    # Child processes inherit it; who has set it knows better.
+    os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
     try:
         yield
     finally:
         for name, original in originals.items():
             setattr(Node, name, original)
-        if asked is None:
-            del os.environ[_COUNTING_MS]
 
 
 def _start_nothing(node: object, **_: object) -> None:
