@@ -18,11 +18,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from heliostat.config.dump import MAY_DIFFER
+from heliostat.data.table import Table
 from heliostat.runs.claim import ClaimResult, Measurement, write_claim
+from heliostat.runs.environment import versions
+from heliostat.runs.measured import Measurements
 from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
 from heliostat.storage import Location
-from heliostat.train.fit import FitResult, fit
+from heliostat.train.fit import fit
 from heliostat.train.parallel import in_parallel
 from jobs.mla_moe.arms import (
     LOSS,
@@ -38,9 +42,9 @@ from jobs.mla_moe.claim_report import write_claim_report
 from jobs.mla_moe.config import Config
 from jobs.mla_moe.data import Corpus, open_corpus
 from jobs.mla_moe.export_check import YARN, export_difference
-from jobs.mla_moe.pipeline import Trained, task_of, train
+from jobs.mla_moe.pipeline import task_of, train
 from models.counting import parameter_count
-from models.decoder_config import DecoderConfig
+from models.yarn import YarnConfig
 
 STATEMENT = (
     "Multi-head latent attention reaches the loss of multi-head attention with less than half of "
@@ -55,21 +59,21 @@ LAST_STEPS = 200
 def claim(config: Config, run: Run) -> RunSummary:
     """Measure the claim over all seeds and write `claim.json` and a report."""
     corpus = open_corpus(config.data, run)
+    measured = Measurements(run, [Location.of(file) for file in config.claim.measured])
     seeds = config.claim.seeds
     planned = [arm for seed in seeds for arm in arms(config, seed)]
     points = [arm for seed in seeds[: config.claim.curve_seeds] for arm in curve(config, seed)]
-    at_a_time = config.claim.parallel
-    trained = in_parallel(
-        lambda arm: train(arm.config, run, corpus, name=arm.stage),
+    figures = in_parallel(
+        lambda arm: measured.of(
+            arm.name, arm.config.seed, _decides(arm, corpus), lambda: _figures(arm, run, corpus)
+        ),
         planned + points,
-        at_a_time=at_a_time,
+        at_a_time=config.claim.parallel,
     )
-    sharded = in_parallel(
-        lambda arm: _fit_only(arm, run, corpus), shardings(config, seeds[0]), at_a_time=at_a_time
+    figures += _trajectories(config, run, corpus, measured)
+    figures += _exports(
+        [arm for arm in planned if arm.config.seed == seeds[0]], run, corpus, measured
     )
-    figures = [_measurement(arm, done) for arm, done in zip(planned + points, trained, strict=True)]
-    figures += _trajectories(seeds[0], shardings(config, seeds[0]), sharded)
-    figures += _exports(run, seeds[0], dict(zip((a.stage for a in planned), trained, strict=False)))
     result = ClaimResult(
         job="mla_moe",
         statement=STATEMENT,
@@ -81,6 +85,7 @@ def claim(config: Config, run: Run) -> RunSummary:
         inputs=corpus.inputs,
         command="heliostat claim mla_moe",
         seconds=run.seconds,
+        parts=measured.parts,
     )
     write_claim(run.folder, result, _docs_folder(config))
     report = write_claim_report(run, result, config)
@@ -102,7 +107,24 @@ def claim(config: Config, run: Run) -> RunSummary:
     )
 
 
-def _measurement(arm: Arm, done: Trained) -> Measurement:
+def _decides(arm: Arm, corpus: Corpus) -> dict[str, object]:
+    """Everything that decides the figures of an arm."""
+    config = asdict(arm.config)
+    for unrelated in (*MAY_DIFFER, "claim"):
+        config.pop(unrelated)
+    workers = arm.config.resources
+    return {
+        "config": config,
+        "workers": workers.workers.high,
+        "expert_parallel": workers.expert_parallel,
+        "train": Table.open(corpus.train).fingerprint,
+        "test": Table.open(corpus.test).fingerprint,
+    }
+
+
+def _figures(arm: Arm, run: Run, corpus: Corpus) -> dict[str, float]:
+    """Train an arm and measure it."""
+    done = train(arm.config, run, corpus, name=arm.stage)
     found = done.evaluation
     history = [row for row in done.result.history() if "loss" in row]
     dropped = [
@@ -111,74 +133,74 @@ def _measurement(arm: Arm, done: Trained) -> Measurement:
         for name, value in row.items()
         if name.startswith("dropped_share/")
     ]
-    return Measurement(
-        arm.name,
-        arm.config.seed,
-        {
-            "loss_nats": found.loss,
-            "maxvio_global": found.max_violation,
-            "groups_per_token": found.metrics()["groups_per_token"],
-            "most_groups_per_token": float(found.most_groups_per_token),
-            "cache_bytes_per_token": float(found.cache_bytes_per_token),
-            "parameters": float(parameter_count(done.task.decoder)),
-            "dropped_share": statistics.fmean(dropped) if dropped else 0.0,
-            "test_tokens": float(found.tokens),
-        },
-    )
-
-
-def _fit_only(arm: Arm, run: Run, corpus: Corpus) -> FitResult:
-    config = arm.config
-    task = task_of(config, corpus.train, corpus.test)
-    return fit(task, config.fit, run=run, resources=config.resources, name=arm.stage)
+    return {
+        "loss_nats": found.loss,
+        "maxvio_global": found.max_violation,
+        "groups_per_token": found.metrics()["groups_per_token"],
+        "most_groups_per_token": float(found.most_groups_per_token),
+        "cache_bytes_per_token": float(found.cache_bytes_per_token),
+        "parameters": float(parameter_count(done.task.decoder)),
+        "dropped_share": statistics.fmean(dropped) if dropped else 0.0,
+        "test_tokens": float(found.tokens),
+    }
 
 
 def _trajectories(
-    seed: int, planned: Sequence[Arm], results: Sequence[FitResult]
+    config: Config, run: Run, corpus: Corpus, measured: Measurements
 ) -> list[Measurement]:
-    """How far the loss of each sharded training strays from that of one process."""
-    losses = {
-        arm.name: [row["loss"] for row in result.history() if "loss" in row]
-        for arm, result in zip(planned, results, strict=True)
-    }
-    reference = losses[sharding_name(1, None, 0)]
-    return [
-        Measurement(
-            name,
-            seed,
-            {
-                "largest_loss_difference": max(
-                    abs(one - other) for one, other in zip(values, reference, strict=True)
-                )
-            },
-        )
-        for name, values in losses.items()
-    ]
+    """How far the loss of each sharded training of the first seed strays from one process's."""
+    planned = {arm.name: arm for arm in shardings(config, config.claim.seeds[0])}
+    reference = planned[sharding_name(1, None, 0)]
+
+    def losses(arm: Arm) -> list[float]:
+        task = task_of(arm.config, corpus.train, corpus.test)
+        resources = arm.config.resources
+        result = fit(task, arm.config.fit, run=run, resources=resources, name=arm.stage)
+        return [row["loss"] for row in result.history() if "loss" in row]
+
+    def difference(arm: Arm) -> dict[str, float]:
+        pairs = zip(losses(arm), losses(reference), strict=True)
+        return {"largest_loss_difference": max(abs(one - other) for one, other in pairs)}
+
+    def measure(arm: Arm) -> Measurement:
+        decides = {**_decides(arm, corpus), "reference": _decides(reference, corpus)}
+        return measured.of(arm.name, arm.config.seed, decides, lambda: difference(arm))
+
+    # One after another: they share the reference, and those of two workers fill two cores.
+    return [measure(arm) for arm in planned.values()]
 
 
-def _exports(run: Run, seed: int, trained: dict[str, Trained]) -> list[Measurement]:
+def _exports(
+    planned: Sequence[Arm], run: Run, corpus: Corpus, measured: Measurements
+) -> list[Measurement]:
     """Both gates, with and without YaRN, written for transformers and read from it."""
-    found = []
-    for name in (METHOD, LOSS):
-        done = next(one for stage, one in trained.items() if stage == _stage(name, seed))
-        for label, yarn in (("plain", None), ("YaRN", YARN)):
-            decoder = replace(done.task.decoder, yarn=yarn)
 
-            def work(
-                folder: Location, done: Trained = done, decoder: DecoderConfig = decoder
-            ) -> dict[str, float]:
-                with tempfile.TemporaryDirectory(prefix="heliostat-export-") as scratch:
-                    return export_difference(done.result.last, decoder, Path(scratch))
+    def difference(arm: Arm, label: str, yarn: YarnConfig | None) -> dict[str, float]:
+        done = train(arm.config, run, corpus, name=arm.stage)
+        decoder = replace(done.task.decoder, yarn=yarn)
 
-            key = {"weights": done.result.last.uri, "decoder": repr(asdict(decoder))}
-            figures = run.stage(f"{_stage(name, seed)}-export-{label.lower()}", key, work)
-            found.append(Measurement(f"{EXPORT}, {name}, {label}", seed, figures))
-    return found
+        def work(folder: Location) -> dict[str, float]:
+            with tempfile.TemporaryDirectory(prefix="heliostat-export-") as scratch:
+                return export_difference(done.result.last, decoder, Path(scratch))
 
+        key = {"weights": done.result.last.uri, "decoder": repr(asdict(decoder))}
+        return run.stage(f"{arm.stage}-export-{label.lower()}", key, work)
 
-def _stage(name: str, seed: int) -> str:
-    slug = "".join(letter if letter.isalnum() else "-" for letter in name)
-    return f"s{seed}-{'-'.join(part for part in slug.split('-') if part)}"
+    def measure(arm: Arm, label: str, yarn: YarnConfig | None) -> Measurement:
+        decides = {
+            **_decides(arm, corpus),
+            "yarn": None if yarn is None else asdict(yarn),
+            "transformers": versions()["transformers"],
+        }
+        name = f"{EXPORT}, {arm.name}, {label}"
+        return measured.of(name, arm.config.seed, decides, lambda: difference(arm, label, yarn))
+
+    return [
+        measure(arm, label, yarn)
+        for arm in planned
+        if arm.name in (METHOD, LOSS)
+        for label, yarn in (("plain", None), ("YaRN", YARN))
+    ]
 
 
 def _docs_folder(config: Config) -> Path | None:

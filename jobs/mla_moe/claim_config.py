@@ -27,6 +27,8 @@ class ClaimConfig:
     """Steps over which sharded trainings must have the loss of one process."""
     parallel: int = 2
     """Trainings at the same time."""
+    measured: list[str] = field(default_factory=list)
+    """Files `measurements.json` of earlier runs; what they hold is not measured again."""
 
     def __post_init__(self) -> None:
         if not self.seeds:

@@ -73,6 +73,17 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Another run that a claim took measurements from (`heliostat.runs.measured`)."""
+
+    run: str
+    date: str
+    seconds: float
+    machine: Mapping[str, object]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class ClaimResult:
     """A measured claim; the content of `claim.json`."""
 
@@ -90,9 +101,12 @@ class ClaimResult:
     command: str
     """What to type to measure it again."""
     seconds: float
+    """What this run took; those of the parts took their own."""
     date: str = field(default_factory=clock.now)
     machine: Mapping[str, object] = field(default_factory=hardware)
     versions: Mapping[str, str] = field(default_factory=versions)
+    parts: tuple[Part, ...] = ()
+    """Earlier runs that measured a part of it."""
 
     def __post_init__(self) -> None:
         arms = {item.arm for item in self.measurements}
@@ -146,6 +160,7 @@ def read_claim(file: Location) -> ClaimResult:
         content["criteria"] = tuple(Criterion(**item) for item in content["criteria"])
         content["inputs"] = tuple(Input(**item) for item in content["inputs"])
         content["baselines"] = tuple(content["baselines"])
+        content["parts"] = tuple(Part(**item) for item in content.get("parts", ()))
         content["measurements"] = tuple(
             Measurement(
                 arm=item["arm"],

@@ -15,6 +15,7 @@ from heliostat.config.resources import TrackerConfig
 from heliostat.runs.claim import ClaimResult, Criterion, Measurement
 from heliostat.runs.inputs import Input
 from heliostat.runs.run import Run
+from heliostat.runs.summary import RunSummary
 from heliostat.storage import Location
 from heliostat.train.weights import write_weights
 from jobs.mla_moe import arms
@@ -220,24 +221,36 @@ def test_the_whole_claim_at_toy_size(ray_cluster: None, tmp_path: Path) -> None:
         "data.test_rows=16",
         "data.validation_rows=8",
     ]
-    loaded = load_config(find_job("mla_moe"), "toy", changes)
-    config = dataclasses.replace(loaded.config, tracker=TrackerConfig(enabled=False))
-    with Run.open_or_create(
-        Location.of(tmp_path),
-        "mla_moe",
-        name="claim",
-        resolved_yaml=loaded.resolved_yaml,
-        digest=loaded.digest,
-        seed=1,
-        tracker=config.tracker,
-    ) as run:
-        summary = claim(config, run)
-        folder = run.folder
+    summary, folder = claimed(tmp_path, "claim", changes)
     content = json.loads((folder / "claim.json").read_text())
-    assert len(content["criteria"]) == len(summary.rows) == 18
+    assert len(content["criteria"]) == len(summary.rows) == 17
     held = {one["name"]: one["holds"] for one in content["criteria"]}
     # What does not depend on how long was trained.
     for name in ("A-parameters", "D-most", "D-rows", "F-trajectory", "G-export"):
         assert held[name], content["criteria"]
     page = (folder / "report" / "index.html").read_text()
     assert "Loss against cache" in page
+    # Taken over as a whole, nothing is trained and the claim is the same.
+    _, other = claimed(
+        tmp_path, "parts", [*changes, f"claim.measured=[{folder}/measurements.json]"]
+    )
+    again = json.loads((other / "claim.json").read_text())
+    assert again["criteria"] == content["criteria"]
+    assert [part["run"] for part in again["parts"]] == ["claim"]
+    assert not list((other / "stages").list())
+
+
+def claimed(out: Path, name: str, changes: list[str]) -> tuple[RunSummary, Location]:
+    loaded = load_config(find_job("mla_moe"), "toy", changes)
+    assert isinstance(loaded.config, Config)
+    config = dataclasses.replace(loaded.config, tracker=TrackerConfig(enabled=False))
+    with Run.open_or_create(
+        Location.of(out),
+        "mla_moe",
+        name=name,
+        resolved_yaml=loaded.resolved_yaml,
+        digest=loaded.digest,
+        seed=1,
+        tracker=config.tracker,
+    ) as run:
+        return claim(config, run), run.folder
