@@ -45,9 +45,12 @@ def claim_block(claim: dict[str, object]) -> str:
     inputs: list[dict[str, str]] = claim["inputs"]  # type: ignore[assignment]
     seeds = ", ".join(str(seed) for seed in claim["seeds"])  # type: ignore[attr-defined]
     verdict = "holds" if claim["holds"] else "does **not** hold in full"
+    parts: list[dict[str, float]] = claim.get("parts", [])  # type: ignore[assignment]
+    seconds = float(claim["seconds"]) + sum(part["seconds"] for part in parts)  # type: ignore[arg-type]
+    runs = f" in {len(parts) + 1} runs" if parts else ""
     lines = [
         f"The claim {verdict}, measured with `{claim['command']}` on {str(claim['date'])[:10]}, "
-        f"seeds {seeds} ({float(claim['seconds']) / 60:.0f} minutes).",  # type: ignore[arg-type]
+        f"seeds {seeds} ({seconds / 60:.0f} minutes{runs}).",
         "",
         "| criterion | measured | must be | holds |",
         "| --- | ---: | --- | --- |",

@@ -1,7 +1,7 @@
 """Ranking and calibration figures of a classifier, in torch and nothing else.
 
 Every function is deterministic: ties between classes go to the lower index. Probabilities are
-formed in one place and in one order: divide by the temperature, mask, renormalise.
+formed in one order: divide by the temperature, mask, renormalise.
 
 Shapes: B rows, C classes.
 """

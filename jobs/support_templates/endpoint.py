@@ -144,7 +144,11 @@ class SupportEndpoint:
             return found
 
         # One case stays with one version.
-        answer = await service.predict(prepare, sticky_key=request.case_id)
+        answer = await service.predict(
+            prepare,
+            sum(len(message.text) for message in messages),
+            sticky_key=request.case_id,
+        )
         version, model = answer.version.name, answer.version.model
         assert isinstance(model, SuggestionModel)
         _check_used(request, model)

@@ -26,7 +26,6 @@ from jobs.support_templates.data.rows import Message, Template
 from jobs.support_templates.label_map import LabelMap
 from jobs.support_templates.redaction.redactor import Redactor, build_redactor
 from jobs.support_templates.split import is_held_out
-from models.metrics import masked_probabilities
 
 ACTIVE_S = 1.0
 PAD_TO = 16
@@ -166,11 +165,7 @@ class SuggestionModel:
         active = self._active & self.classifier.label_map.active_mask(leave_out)
         if not active.any():
             return Ranking((), ())
-        probabilities = masked_probabilities(
-            torch.from_numpy(scores.logits[None]),
-            self.classifier.temperature,
-            torch.from_numpy(active),
-        )[0].numpy()
+        probabilities = _probabilities(scores.logits, self.classifier.temperature, active)
         # Stable, so that ties go to the lower label index.
         order = np.argsort(-probabilities, kind="stable")[: int(active.sum())]
         return Ranking(
@@ -206,6 +201,19 @@ class SuggestionModel:
             )
             self._active_until = time.monotonic() + ACTIVE_S
         return self._active_mask
+
+
+def _probabilities(
+    logits: NDArray[np.float32], temperature: float, active: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """`models.metrics.masked_probabilities` of one row.
+
+    In numpy, because this runs on the event loop: torch gives the interpreter away in each of its
+    operations, and with a model computing in another thread it comes back late each time.
+    """
+    scaled = np.where(active, logits.astype(np.float64) / temperature, -np.inf)
+    weights = np.exp(scaled - scaled.max())
+    return np.asarray(weights / weights.sum())
 
 
 def agreement(served: Scores, shadow: Scores) -> float:

@@ -24,6 +24,8 @@ from ray_head import free_ports
 
 ROOT = Path(__file__).parents[2]
 START_S = 180
+PUBLISHED_EVERY_S = 1.0
+"""How often Ray's processes publish their metrics."""
 SESSION = re.compile(r"/\S*/session_[0-9_-]+")
 
 
@@ -116,7 +118,12 @@ class Served:
 
 def environment(folder: Path) -> dict[str, str]:
     given = command_environment(folder)
-    return {**given, "PYTHONPATH": f"{given['PYTHONPATH']}{os.pathsep}{ROOT}"}
+    return {
+        **given,
+        "PYTHONPATH": f"{given['PYTHONPATH']}{os.pathsep}{ROOT}",
+        # Every 10 s otherwise, and tests wait for what is published.
+        "RAY_metrics_report_interval_ms": str(int(1000 * PUBLISHED_EVERY_S)),
+    }
 
 
 def conversation(text: str, **more: Any) -> dict[str, Any]:

@@ -8,7 +8,9 @@ are `args`, and a change of them replaces the replicas one after another.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 DEPLOYMENT = "endpoint"
 """Name of the deployment in every application."""
+SWITCH_S = 0.0005
+"""How long a thread may keep the interpreter while another waits for it: 5 ms by default, which the
+event loop would wait for each time that a model computes."""
 SERVE_LOGGER_NAME = "ray.serve"
 
 
@@ -61,6 +66,11 @@ class Replica:
         self._endpoint, self._config = endpoint, config
         self._is_ready = False
         self._changes: set[asyncio.Task[None]] = set()
+        sys.setswitchinterval(SWITCH_S)
+        # A full collection goes through all that was imported, for a third of a second in which
+        # nobody is answered. None of that is ever garbage; what is loaded from here on may be.
+        gc.collect()
+        gc.freeze()
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take a lineup. The first must load; a later one that does not leaves the old in place.

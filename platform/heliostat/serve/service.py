@@ -28,6 +28,8 @@ from heliostat.serve.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
+PREPARED_AT_ONCE = 1000
+"""Characters that are prepared on the event loop, about 2 ms; more go to a thread, which costs."""
 SHADOW_WAITING = 4
 """A copy for the shadow is dropped when this many wait for it already."""
 
@@ -93,14 +95,16 @@ class Service:
     async def predict(
         self,
         prepare: Callable[[Version], Any],
+        characters: int,
         *,
         sticky_key: str | None = None,
     ) -> Answer[Any]:
         """The answer of the version that the key belongs to.
 
         Args:
-            prepare: makes the model's item from what the route was given; called in a thread, for
-                each version that gets the item.
+            prepare: makes the model's item from what the route was given; called for each version
+                that gets the item, in a thread where it would keep others waiting.
+            characters: how much there is to prepare.
             sticky_key: requests with the same key get the same version; None: any.
 
         Raises:
@@ -109,8 +113,11 @@ class Service:
         loaded = self._require()
         version = loaded.chosen(sticky_key or uuid.uuid4().hex)
         version.batcher.admit(version.preparing.count)
-        with version.preparing:
-            item = await self._prepared(partial(prepare, version))
+        if characters <= PREPARED_AT_ONCE:
+            item = prepare(version)
+        else:
+            with version.preparing:
+                item = await self._prepared(partial(prepare, version))
         result = await version.batcher.submit(item, version.model.cost(item))
         if loaded.shadow is not None:
             self._copy_to(loaded.shadow, prepare, result)

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from browser import Browser, browse, chromium
-from served_endpoint import Served, conversation, serving
+from served_endpoint import PUBLISHED_EVERY_S, Served, conversation, serving
 from support_bundle import write_support_bundle
 
 from jobs.support_templates.split import is_held_out
@@ -380,12 +380,12 @@ def test_clients_that_ask_together_share_a_batch(served: Served) -> None:
         return count, total
 
     def settled(least: float) -> tuple[float, float]:
-        """What Ray publishes, once it has stood still for two of its intervals."""
+        """What Ray publishes, once it has stood still for a few of its intervals."""
         seen = [batches()]
         deadline = time.monotonic() + 120
         while len(seen) < 3 or len(set(seen[-3:])) > 1 or seen[-1][1] < least:
             assert time.monotonic() < deadline, seen
-            time.sleep(6)
+            time.sleep(1.5 * PUBLISHED_EVERY_S)
             seen.append(batches())
         return seen[-1]
 

@@ -1,4 +1,4 @@
-"""Versions of the classifier: opened, and compared by the names of templates."""
+"""Versions of the classifier: opened, compared by the names of templates, asked for a ranking."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support_bundle import write_support_bundle
 
 from heliostat.errors import BundleError
 from heliostat.runs.bundle import load_bundle
 from jobs.support_templates.bundle import open_classifier
 from jobs.support_templates.label_map import LabelMap
-from jobs.support_templates.suggest import Scores, agreement
+from jobs.support_templates.suggest import Scores, SuggestionModel, agreement
+from models.metrics import masked_probabilities
 
 MADE = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -41,3 +43,38 @@ def test_versions_with_other_labels_agree_on_the_templates_that_both_name() -> N
 
 def test_ties_go_to_the_lower_label() -> None:
     assert scores(a=1, b=1, c=1, d=2).best(2) == {"d", "a"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> SuggestionModel:
+    folder: Path = tmp_path_factory.mktemp("bundle")
+    write_support_bundle(folder / "one", 1)
+    return SuggestionModel(load_bundle(str(folder / "one")), None, None)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_a_ranking_has_the_probabilities_of_the_evaluation(
+    model: SuggestionModel, scale: float
+) -> None:
+    label_map = model.classifier.label_map
+    logits = np.random.default_rng(0).normal(size=len(label_map)).astype(np.float32) * scale
+    leave_out = label_map.labels[:2]
+    everything = model.rank(Scores(logits, label_map)).template_ids
+    ranking = model.rank(Scores(logits, label_map), leave_out)
+    allowed = np.array([name in everything and name not in leave_out for name in label_map.labels])
+    expected = masked_probabilities(
+        torch.from_numpy(logits[None]), model.classifier.temperature, torch.from_numpy(allowed)
+    )[0]
+    assert set(ranking.template_ids) == {
+        name for name, may in zip(label_map.labels, allowed, strict=True) if may
+    }
+    found = dict(zip(ranking.template_ids, ranking.probabilities, strict=True))
+    for name, probability in zip(label_map.labels, expected.tolist(), strict=True):
+        assert found.get(name, 0.0) == pytest.approx(probability, rel=1e-12, abs=1e-300)
+    assert list(ranking.probabilities) == sorted(ranking.probabilities, reverse=True)
+
+
+def test_nothing_is_ranked_where_nothing_is_allowed(model: SuggestionModel) -> None:
+    label_map = model.classifier.label_map
+    logits = np.zeros(len(label_map), np.float32)
+    assert model.rank(Scores(logits, label_map), label_map.labels).template_ids == ()
