@@ -162,15 +162,16 @@ class SuggestionModel:
 
     def rank(self, scores: Scores, leave_out: Collection[str] = ()) -> Ranking:
         """Calibrated probabilities over the templates that may be suggested."""
-        active = self._active & self.classifier.label_map.active_mask(leave_out)
+        label_map = self.classifier.label_map
+        active = self._active & label_map.active_mask(leave_out) if leave_out else self._active
         if not active.any():
             return Ranking((), ())
         probabilities = _probabilities(scores.logits, self.classifier.temperature, active)
         # Stable, so that ties go to the lower label index.
         order = np.argsort(-probabilities, kind="stable")[: int(active.sum())]
         return Ranking(
-            tuple(self.classifier.label_map.name(int(index)) for index in order),
-            tuple(float(probabilities[index]) for index in order),
+            tuple([label_map.labels[index] for index in order.tolist()]),
+            tuple(probabilities[order].tolist()),
         )
 
     def title(self, template_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -10,6 +11,8 @@ from rich.table import Table
 from heliostat.config.settings import settings
 from heliostat.runs.summary import Cell, RunSummary
 
+MOST_PLACES = 3
+"""Decimal places that the fractions of a column are filled up to."""
 WIDTH_WITHOUT_TERMINAL = 160
 """Columns of a table that goes to a file or a log."""
 
@@ -31,15 +34,32 @@ def note(text: str) -> None:
 
 
 def show_table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-    """A table; numbers to the right, fractions with four significant digits."""
+    """A table; numbers to the right, fractions with four significant digits in equal places."""
     rows = [list(row) for row in rows]
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         numbers = [isinstance(row[index], (int, float)) for row in rows if row[index] is not None]
         table.add_column(column, justify="right" if numbers and all(numbers) else "left")
+    places = [_places([row[index] for row in rows]) for index in range(len(columns))]
     for row in rows:
-        table.add_row(*(cell_text(cell) for cell in row))
+        table.add_row(*(_aligned(cell, most) for cell, most in zip(row, places, strict=True)))
     console().print(table)
+
+
+def _places(column: Sequence[Cell]) -> int:
+    """The most decimal places of a fraction in a column; 0 where an exponent or many are needed."""
+    texts = [cell_text(cell) for cell in column if isinstance(cell, float)]
+    most = max((len(text.partition(".")[2]) for text in texts), default=0)
+    return most if most <= MOST_PLACES and not any("e" in text for text in texts) else 0
+
+
+def _aligned(cell: Cell, places: int) -> str:
+    """A cell as text, a fraction with the zeros that its column asks for."""
+    text = cell_text(cell)
+    if not places or not isinstance(cell, float) or not math.isfinite(cell):
+        return text
+    whole, _, fraction = text.partition(".")
+    return f"{whole}.{fraction.ljust(places, '0')}"
 
 
 def cell_text(cell: Cell) -> str:
