@@ -46,6 +46,7 @@ from models.mixture import MixtureOfExperts
 from models.planned_inputs import planned_inputs, require_plan_fits
 from models.positions import PositionPlan
 from models.ragged import Group
+from models.rms_norm import RMSNorm
 from models.rotary import RotaryTables, rotary_tables
 
 
@@ -360,7 +361,7 @@ def build_norm(config: DecoderConfig) -> nn.LayerNorm | nn.RMSNorm:
     """The norm that `config` names."""
     if config.norm == "layer_norm":
         return nn.LayerNorm(config.width, eps=config.norm_epsilon)
-    return nn.RMSNorm(config.width, eps=config.norm_epsilon)
+    return RMSNorm(config.width, eps=config.norm_epsilon)
 
 
 def build_attention(config: DecoderConfig) -> CausalSelfAttention | LatentAttention:

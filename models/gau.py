@@ -30,6 +30,7 @@ from models.linear_cross_entropy import linear_cross_entropy_sum
 from models.losses import IGNORED
 from models.planned_inputs import planned_inputs, require_plan_fits
 from models.positions import PositionPlan, PositionScheme, plan
+from models.rms_norm import RMSNorm
 from models.rotary import rotate
 
 
@@ -46,7 +47,7 @@ class GatedAttentionUnit(nn.Module):
         self.offset = nn.Parameter(torch.zeros(2, config.head_width))
         """beta_q and beta_k."""
         self.output = linear(config.value_width, config.width, bias=False)
-        self.norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.norm = RMSNorm(config.width, eps=1e-5)
         shrink = (8 * config.layers) ** -0.25
         for layer in (self.gate_value_base, self.output):
             initialise(layer, std=shrink * layer.in_features**-0.5, generator=generator)

@@ -39,6 +39,7 @@ from models.latent_paths import LatentWidths, is_absorbed_cheaper
 from models.partial_attention import pad_to_width
 from models.positions import PositionPlan, has_branches
 from models.ragged import Group
+from models.rms_norm import RMSNorm
 from models.rotary import RotaryTables, rotate
 
 LATENT_KEY = "latent_key"
@@ -66,11 +67,11 @@ class LatentAttention(nn.Module):
         source = config.width
         if latent.query_width:
             self.query_down = linear(config.width, latent.query_width, bias=False)
-            self.query_norm = nn.RMSNorm(latent.query_width, eps=NORM_EPSILON)
+            self.query_norm = RMSNorm(latent.query_width, eps=NORM_EPSILON)
             source = latent.query_width
         self.query = linear(source, config.heads * head, bias=False)
         self.latent_down = linear(config.width, latent.cached_width, bias=False)
-        self.latent_norm = nn.RMSNorm(latent.width, eps=NORM_EPSILON)
+        self.latent_norm = RMSNorm(latent.width, eps=NORM_EPSILON)
         pair = config.head_width + latent.value_width
         self.key_value_up = linear(latent.width, config.heads * pair, bias=False)
         self.output = linear(config.heads * latent.value_width, config.width, bias=False)
