@@ -63,7 +63,6 @@ def test_python_is_the_one_that_the_project_asks_for(instructions: list[tuple[st
     assert version.startswith("PYTHON=3.11-")
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_every_file_that_the_packages_read(tmp_path: Path) -> None:
     """The image has no checkout: what is not in the wheel is not there."""
     source = tmp_path / "source"
