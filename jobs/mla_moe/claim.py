@@ -37,6 +37,7 @@ from jobs.mla_moe.arms import (
     sharding_name,
     shardings,
 )
+from jobs.mla_moe.claim_config import ClaimConfig
 from jobs.mla_moe.claim_criteria import EXPORT, criteria
 from jobs.mla_moe.claim_report import write_claim_report
 from jobs.mla_moe.config import Config
@@ -204,7 +205,8 @@ def _exports(
 
 
 def _docs_folder(config: Config) -> Path | None:
-    """`docs/` of a checkout that the claim is measured from, at its full length only."""
+    """`docs/` of a checkout that the claim is measured from, at full length and with all seeds."""
     docs = Path("docs")
-    is_default = config.data.train is None and (config.fit.steps or 0) >= 1500
-    return docs if is_default and (docs / "claims").is_dir() else None
+    has_all = set(config.claim.seeds) >= set(ClaimConfig().seeds) and config.claim.curve_seeds > 0
+    is_whole = has_all and config.data.train is None and (config.fit.steps or 0) >= 1500
+    return docs if is_whole and (docs / "claims").is_dir() else None
