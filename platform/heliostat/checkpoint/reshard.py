@@ -16,7 +16,7 @@ def convert(source: Path, target: Path) -> None:
     """Write the universal form of the checkpoint folder `source` to `target`."""
     from deepspeed.checkpoint import ds_to_universal
 
-    from heliostat.checkpoint.safe_load import allow_deepspeed_types
+    from heliostat.checkpoint.safe_load import allow_deepspeed_types, pickle_enums_by_value
 
     arguments = Namespace(
         input_folder=str(source),
@@ -29,6 +29,7 @@ def convert(source: Path, target: Path) -> None:
         # Our client state carries no record of parameter patterns; plain layouts need none.
         inject_missing_state=True,
     )
+    pickle_enums_by_value()
     with allow_deepspeed_types():
         ds_to_universal.main(arguments)
 

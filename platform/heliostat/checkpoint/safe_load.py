@@ -7,6 +7,7 @@ classes that DeepSpeed's own files hold are allowed here by name.
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 import torch
@@ -24,3 +25,18 @@ def deepspeed_types() -> list[Any]:
 def allow_deepspeed_types() -> torch.serialization.safe_globals:
     """A context in which safe loading accepts DeepSpeed's own classes, and nothing else new."""
     return torch.serialization.safe_globals(deepspeed_types())
+
+
+def pickle_enums_by_value() -> None:
+    """Write the members of enums, in every process that writes such files, as new Pythons do.
+
+    Python 3.11.0 to 3.11.3 pickle a member as `getattr(kind, name)`, and safe loading refuses a
+    file that holds `getattr`.
+    """
+    for kind in deepspeed_types():
+        if issubclass(kind, Enum):
+            kind.__reduce_ex__ = _by_value
+
+
+def _by_value(member: Enum, protocol: int) -> tuple[type[Enum], tuple[object]]:
+    return type(member), (member.value,)

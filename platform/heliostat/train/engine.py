@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from heliostat.checkpoint.safe_load import pickle_enums_by_value
 from heliostat.data.reader import BatchPlan
 from heliostat.errors import ConfigError
 from heliostat.train.config import FitConfig, OptimizerConfig
@@ -37,6 +38,7 @@ def prepare_deepspeed() -> None:
     from deepspeed.utils import logger as deepspeed_logger
 
     deepspeed_logger.setLevel(logging.ERROR)
+    pickle_enums_by_value()
     # A private table of deepspeed 0.19.8; a test fails when the name goes.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
