@@ -99,6 +99,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
                 lambda: process.poll() is not None or max(saved_steps(folder), default=0) > before,
                 "a checkpoint",
             )
+            assert process.poll() is None, process.communicate()[0]
             # A terminal sends Ctrl-C to every process of the foreground group.
             send = os.killpg if number == signal.SIGINT else os.kill
             send(process.pid, number)
