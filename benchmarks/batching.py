@@ -13,6 +13,7 @@ import asyncio
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -109,8 +110,10 @@ def ratio_of(ours: list[float], theirs: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
-async def closed_loop(server: Server, clients: int, seconds: float) -> float:
-    """Requests a second of clients that ask as soon as they are answered."""
+async def closed_loop(
+    server: Server, clients: int, seconds: float, bodies: Sequence[Mapping[str, object]] = (BODY,)
+) -> float:
+    """Requests a second of clients that ask as soon as they are answered, with bodies in turn."""
     headers = {} if server.key is None else {"authorization": f"Bearer {server.key}"}
     done = 0
     async with aiohttp.ClientSession(headers=headers) as session:
@@ -119,7 +122,8 @@ async def closed_loop(server: Server, clients: int, seconds: float) -> float:
         async def client() -> None:
             nonlocal done
             while time.monotonic() < until:
-                async with session.post(server.target.url, json=BODY) as answer:
+                body = bodies[done % len(bodies)]
+                async with session.post(server.target.url, json=body) as answer:
                     assert answer.status == 200, await answer.text()
                     await answer.read()
                 done += 1

@@ -34,8 +34,9 @@ def main() -> None:
     calm: list[LoadResult] = []
     overloaded: list[LoadResult] = []
     with heliostat(str(Path(given.bundle).resolve()), "Heliostat", []) as server:
-        asyncio.run(closed_loop(server, CLIENTS, given.seconds / 2))
-        capacity = asyncio.run(closed_loop(server, CLIENTS, given.seconds))
+        bodies = server.target.bodies
+        asyncio.run(closed_loop(server, CLIENTS, given.seconds / 2, bodies))
+        capacity = asyncio.run(closed_loop(server, CLIENTS, given.seconds, bodies))
         for pair in range(given.pairs):
             for rate, results in ((CALM, calm), (given.times, overloaded)):
                 asked = load(server.target, server.key, rate * capacity, given.seconds, seed=pair)

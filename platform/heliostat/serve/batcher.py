@@ -1,16 +1,17 @@
 """Dynamic batching: requests that wait together are computed together.
 
 A batch begins when the model is free. It takes what waits, oldest first, up to a number of items
-and of tokens. It waits for more, `wait_s` at most, only while fewer are there than the last batch
-had: a client alone is never kept waiting, and clients that answer each other's batches find each
-other again. (Wait time and size are the usual two limits; that the wait depends on the last batch
-is ours.)
+and of tokens. It waits for more, `wait_s` at most, only where it follows the last batch within as
+long and fewer are there than that one had: a client alone is never kept waiting, and clients that
+answer each other's batches find each other again. (Wait time and size are the usual two limits;
+that the wait depends on the last batch is ours.)
 
 One bad item fails alone: when a batch raises, its items are computed one by one. An item whose
 client has gone leaves the queue at once. The queue is limited in length and in time: what the last
 batches foretell to be answered too late is refused at once, so that what was accepted keeps its
-latency. All methods belong to one event loop; the model runs in one thread, so it never runs twice
-at the same time.
+latency. All methods belong to one event loop. The model runs in one thread, so it never runs twice
+at the same time; a batch that is known to be short runs on the loop itself, where no thread waits
+for the interpreter's lock between its many small operations.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from heliostat.serve.durations import Durations
 from heliostat.serve.errors import too_busy
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+READ_TURNS = 4
+"""Turns of the event loop between two batches: answers go out, and what clients sent meanwhile is
+read, passes the gate and joins the queue."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class BatchLimits:
     """Items that may wait; one more is refused."""
     answer_s: float = float("inf")
     """An item whose answer is foretold to take longer is refused, unless none waits."""
+    on_loop_s: float = 0.0
+    """A batch that is foretold to take no longer is computed on the event loop."""
 
 
 @dataclass(eq=False)
@@ -74,7 +82,7 @@ class Batcher(Generic[Item, Result]):
         limits: BatchLimits,
         thread: ThreadPoolExecutor,
         observe: Callable[[int], None] = lambda size: None,
-        seconds_alone: float = 0.05,
+        durations: Durations | None = None,
     ) -> None:
         """Make a batcher.
 
@@ -83,14 +91,19 @@ class Batcher(Generic[Item, Result]):
             limits: of a batch and of the queue.
             thread: what `compute` runs in; shared by the versions of a model.
             observe: told the size of every batch.
-            seconds_alone: what one item takes, as far as is known.
+            durations: of batches, as far as they are known.
         """
         self._compute, self._limits, self._thread = compute, limits, thread
         self._observe = observe
         self._queue: deque[_Waiting[Item, Result]] = deque()
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self.statistics = BatchStatistics(seconds_a_batch=seconds_alone)
+        self._answered = float("-inf")
+        """When the answers of the last batch had gone out, on the clock of the loop."""
+        self._durations = durations or Durations()
+        self.statistics = BatchStatistics()
+        if self._durations.shortest is not None:
+            self.statistics.seconds_a_batch = self._durations.shortest
 
     @property
     def waiting(self) -> int:
@@ -147,14 +160,24 @@ class Batcher(Generic[Item, Result]):
             batch = self._take()
             if not batch:
                 continue
+            tokens = sum(entry.cost for entry in batch)
+            is_on_loop = self._durations.foretold_s(tokens) <= self._limits.on_loop_s
             began = time.perf_counter()
-            await self._run(batch)
-            self._note(len(batch), time.perf_counter() - began)
+            await self._run(batch, None if is_on_loop else self._thread)
+            seconds = time.perf_counter() - began
+            self._durations.note(tokens, seconds)
+            self._note(len(batch), seconds)
+            for _ in range(READ_TURNS):
+                await asyncio.sleep(0)
+            self._answered = asyncio.get_running_loop().time()
 
     async def _gather(self) -> None:
-        """Wait a little for as many as last time."""
+        """Wait a little for as many as last time, if that was just now."""
+        now = asyncio.get_running_loop().time()
+        if now > self._answered + self._limits.wait_s:
+            return
         hoped = min(self.statistics.last_size, self._limits.items)
-        until = asyncio.get_running_loop().time() + self._limits.wait_s
+        until = now + self._limits.wait_s
         while len(self._queue) < hoped:
             self._arrived.clear()
             left = until - asyncio.get_running_loop().time()
@@ -181,26 +204,33 @@ class Batcher(Generic[Item, Result]):
             batch.append(self._queue.popleft())
         return batch
 
-    async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:
+    async def _run(
+        self, batch: list[_Waiting[Item, Result]], thread: ThreadPoolExecutor | None
+    ) -> None:
+        """Compute a batch in the thread; None: here."""
         items = [entry.item for entry in batch]
         try:
-            results = await self._call(items)
+            results = await self._call(items, thread)
         except Exception as error:
             if len(batch) == 1:
                 _fail(batch[0].future, error)
                 return
             for entry in batch:
                 if not entry.future.done():
-                    await self._run([entry])
+                    await self._run([entry], thread)
             return
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
                 entry.future.set_result(result)
 
-    async def _call(self, items: Sequence[Item]) -> Sequence[Result]:
-        results = await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._compute, items
-        )
+    async def _call(
+        self, items: Sequence[Item], thread: ThreadPoolExecutor | None
+    ) -> Sequence[Result]:
+        if thread is None:
+            results = self._compute(items)
+        else:
+            loop = asyncio.get_running_loop()
+            results = await loop.run_in_executor(thread, self._compute, items)
         if len(results) != len(items):
             raise RuntimeError(f"the model gave {len(results)} results for {len(items)} items")
         return results

@@ -22,7 +22,7 @@ class LimitsConfig:
     """Largest body, megabytes of 10**6 bytes."""
     request_s: float = 10.0
     """Longest time for an answer, seconds; then 504."""
-    queue: int = 256
+    queue: int = 64
     """Requests of a replica that may wait for the model; one more is answered with 503."""
     answer_ms: float = 500.0
     """A request whose answer is foretold by the last batches to take longer than this, in
@@ -68,8 +68,11 @@ class HttpConfig:
     """Address; 0.0.0.0 for all interfaces."""
     port: int = 8000
     """Port of the proxy."""
-    haproxy: bool = False
-    """Let HAProxy take the place of Ray's Python proxy; on a cluster of one's own only."""
+    haproxy: bool = True
+    """Let HAProxy take the place of Ray's Python proxy, where it is installed and there is no TLS;
+    on a cluster of one's own only."""
+    access_log: bool = False
+    """A line for each request in the log of the replica."""
     tls_key: str | None = None
     """PEM file with the private key; with `tls_certificate`, the endpoint speaks HTTPS."""
     tls_certificate: str | None = None

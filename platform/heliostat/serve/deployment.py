@@ -59,6 +59,7 @@ def describe(job: str, overrides: Sequence[str], lineup: Lineup) -> dict[str, An
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
                 "args": {"job": job, "overrides": [*overrides, *_absolute(config, overrides)]},
+                "logging_config": {"enable_access_log": config.http.access_log},
                 "deployments": [{"name": DEPLOYMENT, **_options(config, lineup)}],
             }
         ],
@@ -110,6 +111,11 @@ def read(file: Path, *, is_here: bool = True) -> Mapping[str, Any]:
     return check(raw, str(file), is_here=is_here)
 
 
+def most_in_flight(config: ServeConfig) -> int:
+    """Requests that a replica may have: those that wait, those computed, and those answered."""
+    return config.limits.queue + 2 * config.batching.items
+
+
 def address_of(description: Mapping[str, Any]) -> Address:
     """Where the endpoint answers, from this machine."""
     http = description.get("http_options", {})
@@ -120,7 +126,7 @@ def address_of(description: Mapping[str, Any]) -> Address:
 
 
 def _options(config: ServeConfig, lineup: Lineup) -> dict[str, Any]:
-    most = config.limits.queue + 2 * config.batching.items + HEADROOM
+    most = most_in_flight(config) + HEADROOM
     return {
         **_replicas(config.replicas, config.target_ongoing_requests),
         "max_ongoing_requests": most,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from heliostat.runs.listing import list_runs
 from heliostat.runs.manifest import MANIFEST_NAME
 from heliostat.runs.references import CHAMPION
 from heliostat.runs.registry import Place, list_versions, resolve
+from heliostat.serve import haproxy
 from heliostat.serve.config import OFF, serve_config
-from heliostat.serve.deployment import address_of, check, describe
+from heliostat.serve.deployment import address_of, check, describe, most_in_flight
 from heliostat.serve.health import Address
 from heliostat.serve.keys import add_key
 from heliostat.serve.lineup import Lineup
@@ -54,8 +56,8 @@ def serving(job: str, overrides: Sequence[str], lineup: Lineup) -> Iterator[Runn
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")
-    if config.http.haproxy:
-        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+    if config.http.haproxy and config.http.tls_key is None:
+        _use_haproxy(most_in_flight(config))
     connection = connect("local", dashboard=True)
     try:
         assert connection.dashboard_url is not None
@@ -64,6 +66,31 @@ def serving(job: str, overrides: Sequence[str], lineup: Lineup) -> Iterator[Runn
         yield Running(address, tuple(versions), connection.dashboard_url, config.keys, fresh)
     finally:
         connection.close()
+
+
+def _use_haproxy(most: int) -> None:
+    """Let Serve start HAProxy, if it is installed, with ports for its own pages that are free."""
+    program = haproxy.program()
+    if program is None:
+        return
+    stats, metrics = _free_ports(2)
+    os.environ |= {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        haproxy.BINARY_VARIABLE: str(program),
+        haproxy.MOST_VARIABLE: str(most),
+        haproxy.RETRY_VARIABLE: haproxy.RETRY_ON,
+    }
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def _first_key(keys: str) -> str | None:

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from heliostat.errors import HeliostatError
 from heliostat.runs.bundle import Bundle, load_bundle
 from heliostat.serve.batcher import Batcher, BatchLimits
 from heliostat.serve.contract import Answer, Endpoint, Model, Queueing
+from heliostat.serve.durations import Durations
 from heliostat.serve.errors import ApiError
 from heliostat.serve.lineup import Lineup
 from heliostat.serve.shadow import ShadowReport
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 PREPARED_AT_ONCE = 1000
 """Characters that are prepared on the event loop, about 2 ms; more go to a thread, which costs."""
+ON_LOOP_S = 0.02
+"""Longest batch that is computed on the event loop, which can refuse nobody meanwhile."""
 SHADOW_WAITING = 4
 """A copy for the shadow is dropped when this many wait for it already."""
 
@@ -244,15 +247,19 @@ class Service:
         example = model.example()
         full = min(self._limits.items, max(1, self._limits.tokens // model.cost(example)))
         model.predict([example] * full)
-        began = time.perf_counter()
-        model.predict([example])
-        seconds_alone = time.perf_counter() - began
+        durations = Durations()
+        for size in (full, 1):
+            began = time.perf_counter()
+            model.predict([example] * size)
+            durations.note(size * model.cost(example), time.perf_counter() - began)
+        # A model with a queue of its own computes steps in the thread, which batches must not meet.
+        on_loop_s = 0.0 if isinstance(model, Queueing) else ON_LOOP_S
         batcher = Batcher(
             model.predict,
-            self._limits,
+            replace(self._limits, on_loop_s=on_loop_s),
             self._thread,
             partial(self._telemetry.batch, version=version),
-            seconds_alone,
+            durations,
         )
         return Version(version, found, model, batcher)
 

