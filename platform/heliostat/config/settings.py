@@ -14,6 +14,7 @@ from pathlib import Path
 
 JOB_DRIVER_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray's job supervisor in the driver it starts (`ray job submit`), and only there."""
+MOST_IN_FLIGHT_VARIABLE = "HELIOSTAT_MOST_IN_FLIGHT"
 
 WORKING_DIR_PARENT = "working_dir_files"
 """The folder in which Ray unpacks a submitted working directory (`runtime_env/working_dir.py`)."""
@@ -34,6 +35,8 @@ class Settings:
     shared_storage: Path | None
     """A folder that every node mounts although its file system does not tell
     (HELIOSTAT_SHARED_STORAGE); None: file systems are judged by their type."""
+    most_in_flight: str | None
+    """Requests that HAProxy lets a replica have in flight (HELIOSTAT_MOST_IN_FLIGHT); None: all."""
     ray_address: str | None
     """The cluster to connect to (RAY_ADDRESS); None: one of our own on this machine."""
     is_submitted: bool
@@ -56,6 +59,7 @@ def settings() -> Settings:
         runs=_text("HELIOSTAT_RUNS"),
         tracking_uri=_text("MLFLOW_TRACKING_URI"),
         shared_storage=_path("HELIOSTAT_SHARED_STORAGE"),
+        most_in_flight=_text(MOST_IN_FLIGHT_VARIABLE),
         ray_address=_text("RAY_ADDRESS"),
         is_submitted=_text(JOB_DRIVER_VARIABLE) is not None,
         is_in_package=WORKING_DIR_PARENT in Path.cwd().parts,

