@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from heliostat.serve.config import OFF, ServeConfig
 from heliostat.serve.contract import Endpoint
+from heliostat.serve.direct import DirectRoutes
 from heliostat.serve.errors import MEANINGS, ErrorBody, add_handlers
 from heliostat.serve.gate import Gate, GateRules
 from heliostat.serve.keys import KeyRing, read_keys
@@ -19,7 +20,7 @@ from heliostat.serve.watched import Watched
 from heliostat.storage import Location
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from fastapi import APIRouter, FastAPI
 
 PAGES = ("/", "/docs", "/openapi.json", "/favicon.ico")
 KEYS_EVERY_S = 2.0
@@ -44,7 +45,8 @@ def build_app(
         replicas: how many replicas share the rate of a key now.
         replica: the name of this one.
     """
-    app = _application(endpoint, service, replica, is_open=config.keys == OFF)
+    router = endpoint.router(service)
+    app = _application(endpoint, router, service, replica, is_open=config.keys == OFF)
     # FastAPI keeps a router that was included as one route without a path.
     own = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     paths = own | frozenset(app.openapi()["paths"])
@@ -63,7 +65,7 @@ def build_app(
         telemetry.request(route, status, key, seconds)
         telemetry.waiting(service.waiting)
 
-    return Gate(app, rules, observe, paths)
+    return Gate(app, rules, observe, paths, DirectRoutes(router, endpoint.prefix))
 
 
 def watched_keys(file: str) -> Watched[KeyRing]:
@@ -72,7 +74,9 @@ def watched_keys(file: str) -> Watched[KeyRing]:
     return Watched(lambda: KeyRing(read_keys(place)), KEYS_EVERY_S, "the key file")
 
 
-def _application(endpoint: Endpoint, service: Service, replica: str, *, is_open: bool) -> FastAPI:
+def _application(
+    endpoint: Endpoint, router: APIRouter, service: Service, replica: str, *, is_open: bool
+) -> FastAPI:
     from fastapi import FastAPI
     from starlette.responses import HTMLResponse, Response
 
@@ -87,7 +91,7 @@ def _application(endpoint: Endpoint, service: Service, replica: str, *, is_open:
     )
     add_handlers(app)
     prefix = endpoint.prefix
-    app.include_router(endpoint.router(service), prefix=prefix)
+    app.include_router(router, prefix=prefix)
     common = endpoint.common_router(service)
     if common is not None:
         app.include_router(common)

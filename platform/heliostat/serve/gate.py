@@ -14,10 +14,11 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from heliostat.serve.direct import DirectRoutes
 from heliostat.serve.errors import ApiError, too_busy
 from heliostat.serve.keys import KeyRing
 from heliostat.serve.rate_limit import RateLimit
@@ -66,6 +67,7 @@ class Gate:
         rules: GateRules,
         observe: Callable[[str, int, str, float], None],
         routes: frozenset[str],
+        direct: DirectRoutes | None = None,
     ) -> None:
         """Make a gate.
 
@@ -74,7 +76,9 @@ class Gate:
             rules: what it demands.
             observe: told route, status, key and seconds of every answer.
             routes: the paths of the API; other paths are counted as one.
+            direct: routes that need not go through `app`.
         """
+        self._direct = direct or DirectRoutes()
         self._app, self._rules, self._observe, self._routes = app, rules, observe, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +98,12 @@ class Gate:
             async with asyncio.timeout(self._rules.request_s):
                 self._admit(scope["path"], headers, passage)
                 body = await _body(receive, headers, self._rules.body_bytes)
-                await self._app(scope, _replay(body, receive), answer)
+                kind = headers.get(b"content-type", b"")
+                direct = self._direct.find(scope["method"], scope["path"], kind) if body else None
+                if direct is None:
+                    await self._app(scope, _replay(body, receive), answer)
+                else:
+                    await _respond(200, await direct.answer(body), {}, answer)
         except ApiError as error:
             await _refuse(error, passage, answer)
         except TimeoutError:
@@ -203,16 +212,17 @@ async def _refuse(error: ApiError, passage: _Passage, send: Send) -> None:
     """Answer with an error, unless an answer has begun."""
     if passage.status:
         return
-    content = json.dumps(error.body()).encode()
+    content = json.dumps(error.body(), separators=(",", ":")).encode()
+    await _respond(error.status, content, error.headers(), send)
+
+
+async def _respond(status: int, content: bytes, more: Mapping[str, str], send: Send) -> None:
+    """Answer with JSON."""
     headers: list[tuple[bytes, bytes]] = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(content)).encode()),
-        *((name.encode(), value.encode()) for name, value in error.headers().items()),
+        *((name.encode(), value.encode()) for name, value in more.items()),
     ]
-    start: dict[str, Any] = {
-        "type": "http.response.start",
-        "status": error.status,
-        "headers": headers,
-    }
+    start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": headers}
     await send(start)
     await send({"type": "http.response.body", "body": content})

@@ -67,7 +67,8 @@ def _error(status: str) -> str:
 
 
 def _body(code: str, message: str) -> str:
-    return json.dumps({"error": {"code": code, "message": message, "field": None}})
+    content = {"error": {"code": code, "message": message, "field": None}}
+    return json.dumps(content, separators=(",", ":"))
 
 
 def _rules(most: int) -> str:
