@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from heliostat.serve.deployment import check
+from heliostat.config.jobs import find_job
+from heliostat.config.load import load_config
+from heliostat.serve.config import serve_config
+from heliostat.serve.deployment import check, most_in_flight
+from heliostat.serve.haproxy import PROGRAM
 from tests.k8s.test_manifests import CRDS, locked
 from tests.support.kube_schema import schema_refusals
 from tests.support.kustomize import render
@@ -51,6 +55,22 @@ def test_replicas_find_room_keys_and_bundles_on_their_pods(service: dict[str, An
     cpus = float(container["resources"]["requests"]["cpu"])
     most = deployment["autoscaling_config"]["max_replicas"]
     assert cpus * group["maxReplicas"] >= most * deployment["ray_actor_options"]["num_cpus"]
+
+
+def test_haproxy_lets_through_what_a_replica_has_room_for(service: dict[str, Any]) -> None:
+    described = yaml.safe_load(service["spec"]["serveConfigV2"])
+    (application,) = described["applications"]
+    words = application["args"]["overrides"]
+    config = serve_config(load_config(find_job("support_templates"), None, words, []).config)
+    cluster = service["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        given = {one["name"]: one["value"] for one in container["env"]}
+        assert given["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+        assert int(given["HELIOSTAT_MOST_IN_FLIGHT"]) == most_in_flight(config)
+        folder, _, name = given["RAY_SERVE_HAPROXY_BINARY_PATH"].rpartition("/")
+        assert name == PROGRAM
+        assert f"ENV PATH={folder}:" in (ROOT / "cluster" / "Dockerfile").read_text()
 
 
 def test_the_pods_are_those_of_a_careful_operator(service: dict[str, Any]) -> None:
