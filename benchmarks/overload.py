@@ -3,7 +3,7 @@
 The endpoint of support_templates is asked, open loop, at a rate that it holds with ease and then at
 a multiple of what it can do, which clients in a closed loop have found out before. A refusal is a
 503. An accepted request was foretold an answer within `serve.limits.answer_ms`. The clients run on
-the same cores, so their own delays count as well.
+the same cores, so their own delays count as well; how late they sent is told.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
     parser = options(__doc__ or "", pairs=3)
     parser.add_argument("bundle", help="a bundle of support_templates")
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--times", type=float, default=3.0, help="the overload, in capacities")
+    parser.add_argument("--times", type=float, default=2.0, help="the overload, in capacities")
     given = parser.parse_args()
     calm: list[LoadResult] = []
     overloaded: list[LoadResult] = []
@@ -61,6 +61,9 @@ def measures(
         stated("capacity, closed loop", [capacity], "requests/s"),
         _within(f"p99 of a refusal {at}", refusals, REFUSAL_MS),
         _within(f"p99 of what is accepted {at}", accepted, promised),
+        stated(
+            f"p99 of the clients' own delay {at}", [one.late_p99_ms for one in overloaded], "ms"
+        ),
         stated(f"p99 at {CALM:g} of the capacity", [one.p99_ms for one in calm], "ms"),
         Measure("errors other than 503", None, "", others, [], "0", not any(others)),
     ]

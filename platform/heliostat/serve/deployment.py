@@ -112,8 +112,8 @@ def read(file: Path, *, is_here: bool = True) -> Mapping[str, Any]:
 
 
 def most_in_flight(config: ServeConfig) -> int:
-    """Requests that a replica may have: those that wait, those computed, and those answered."""
-    return config.limits.queue + 2 * config.batching.items
+    """Requests that a replica may have: those that wait, and those that are computed."""
+    return config.limits.queue + config.batching.items
 
 
 def address_of(description: Mapping[str, Any]) -> Address:
@@ -126,7 +126,7 @@ def address_of(description: Mapping[str, Any]) -> Address:
 
 
 def _options(config: ServeConfig, lineup: Lineup) -> dict[str, Any]:
-    most = most_in_flight(config) + HEADROOM
+    most = most_in_flight(config) + config.batching.items + HEADROOM
     return {
         **_replicas(config.replicas, config.target_ongoing_requests),
         "max_ongoing_requests": most,
@@ -235,7 +235,7 @@ def _name(deployment: object) -> object:
 def _check_room(deployment: Mapping[str, Any], config: ServeConfig) -> None:
     """Refuse what would keep batches from filling: Serve hands out 5 at a time by default."""
     found = deployment.get("max_ongoing_requests", SERVE_DEFAULT)
-    needed = config.limits.queue + config.batching.items
+    needed = most_in_flight(config)
     if found < needed:
         raise ConfigError(
             f"max_ongoing_requests is {found}, so batches would never fill; expected at least "

@@ -8,11 +8,13 @@ time that it could not be sent for counts too.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from random import Random
 
 import aiohttp
@@ -54,6 +56,8 @@ class LoadResult:
     """Of answers with 503; nan where there is none."""
     errors: Mapping[str, int]
     """By status, or by kind where there was no answer."""
+    late_p99_ms: float = 0.0
+    """How late requests were sent, because this process was busy; the latencies contain it."""
 
 
 def seconds_for(url: str) -> float:
@@ -97,13 +101,21 @@ async def load(
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     connector = aiohttp.TCPConnector(limit=0)
+    client = aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector)
+    with _without_collections():
+        return await _asked(client, target, rate, arrivals)
+
+
+async def _asked(
+    client: aiohttp.ClientSession, target: Target, rate: float, arrivals: Sequence[float]
+) -> LoadResult:
     loop = asyncio.get_running_loop()
-    async with aiohttp.ClientSession(
-        headers=headers, timeout=timeout, connector=connector
-    ) as session:
+    async with client as session:
         begin = loop.time()
+        late: list[float] = []
 
         async def ask(number: int, due: float) -> tuple[float, str]:
+            late.append(loop.time() - begin - due)
             body = target.bodies[number % len(target.bodies)]
             try:
                 async with session.post(target.url, json=body) as answer:
@@ -117,7 +129,20 @@ async def load(
         for number, due in enumerate(arrivals):
             await asyncio.sleep(max(0.0, begin + due - loop.time()))
             tasks.append(asyncio.create_task(ask(number, due)))
-        return summary(rate, arrivals, await asyncio.gather(*tasks))
+        result = summary(rate, arrivals, await asyncio.gather(*tasks))
+        late_p99_ms = 1000 * float(np.percentile(late, 99)) if late else 0.0
+        return replace(result, late_p99_ms=late_p99_ms)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """No garbage collections: each would stop the clients, and go through every request so far."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def summary(
