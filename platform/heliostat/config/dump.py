@@ -11,7 +11,7 @@ import yaml
 
 from heliostat.config.lines import FLOAT, INT, KeyPath, Plain, dotted
 
-MAY_DIFFER = ("resources", "tracker", "out", "sweep")
+MAY_DIFFER = ("resources", "tracker", "out", "serve", "generation", "sweep")
 """Top-level keys that do not decide a result: they may change when a run goes on. (A sweep's own
 digest holds its section `sweep`.)"""
 

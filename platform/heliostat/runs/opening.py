@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from heliostat.config.dump import differing_keys
+from heliostat.config.dump import MAY_DIFFER, differing_keys
 from heliostat.errors import UserError
 from heliostat.runs import clock
 from heliostat.runs.canonical import pretty
@@ -162,7 +162,8 @@ def _refuse_other_config(folder: Location, identity: Identity, spec: RunSpec) ->
     texts = ((folder / CONFIG_NAME).read_text(), spec.resolved_yaml)
     old, new = (yaml.safe_load(text) for text in texts)
     # What is no part of a run's digest may be part of a sweep's.
-    keys = differing_keys(old, new) or differing_keys(old, new, ("resources", "tracker", "out"))
+    of_a_sweep = [key for key in MAY_DIFFER if key != "sweep"]
+    keys = differing_keys(old, new) or differing_keys(old, new, of_a_sweep)
     before, after = (flatten_config(text) for text in texts)
     shown = [f"{key} was {before.get(key, ABSENT)} and is {after.get(key, ABSENT)}" for key in keys]
     more = len(shown) - _SHOWN_DIFFERENCES

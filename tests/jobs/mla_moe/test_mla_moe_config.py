@@ -112,3 +112,9 @@ def test_the_estimate_divides_experts_by_the_workers_that_share_them() -> None:
     rows = _memory(planned, parameters, 8, None, None)
     assert [row.stage for row in rows] == [0, 1, 2]
     assert rows[1].state.device / 1e9 == pytest.approx(28.8 + 7.2, abs=0.1)
+
+
+def test_how_a_model_is_served_does_not_change_what_is_trained() -> None:
+    served = ["serve.limits.queue=7", "serve.http.port=9000", "generation.cache_tokens=4096"]
+    digests = {load_config(find_job("mla_moe"), "toy", keys).digest for keys in ([], served)}
+    assert len(digests) == 1
