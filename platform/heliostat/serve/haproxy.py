@@ -1,10 +1,12 @@
-"""HAProxy as Ray Serve starts it, with three changes to the configuration that Serve writes.
+"""HAProxy as Ray Serve starts it, with four changes to the configuration that Serve writes.
 
 A replica that is asked for several times what it can do spends its time refusing, and refusals wait
 behind each other. HAProxy refuses in a millisecond: a POST that would be one more than a replica
 may have in flight is answered with 503 before it costs a replica anything. Errors that HAProxy
-makes have the shape of all errors of an endpoint; Serve lets it answer 500 in plain text. And the
-pages of HAProxy itself, which Serve opens to every network, answer on this machine alone.
+makes have the shape of all errors of an endpoint; Serve lets it answer 500 in plain text. A POST is
+passed on once its body is there (as much of it as HAProxy's buffer holds): only what was sent in
+one piece is tried again with another replica when one dies. And the pages of HAProxy itself, which
+Serve opens to every network, answer on this machine alone.
 
 Serve starts the program that `RAY_SERVE_HAPROXY_BINARY_PATH` names. `heliostat-haproxy` is that
 program: it changes the file it is given and becomes HAProxy. It runs at every change of replicas,
@@ -30,7 +32,9 @@ RETRY_ON = "conn-failure empty-response"
 """A replica that dies may have read a request, but has answered nothing."""
 _BACKEND = re.compile(r"^backend http-\S+(?<!-via-ingress-request-router)\n", re.MULTILINE)
 _ERROR_FILE = re.compile(r"^ *errorfile (502|503|504) .*\n", re.MULTILINE)
+_BODY_WITHIN_S = 30
 _ERRORS = {
+    "408": ("", "timed_out", f"the body did not arrive within {_BODY_WITHIN_S} s"),
     "502": ("", "internal", "the replica went away"),
     "503": ("hdr retry-after 1 ", "overloaded", "no replica is ready"),
     "504": ("", "timed_out", "the answer took too long"),
@@ -53,9 +57,8 @@ def changed(configuration: str, most: int | None) -> str:
     """
     local = _OWN_PAGES.sub(r"\g<1>127.0.0.1\g<2>", configuration)
     shaped = _ERROR_FILE.sub(lambda found: _error(found[1]), local)
-    if most is None:
-        return shaped
-    return _BACKEND.sub(lambda found: found[0] + _rules(most), shaped)
+    rules = ("" if most is None else _refusal(most)) + _whole_body()
+    return _BACKEND.sub(lambda found: found[0] + rules, shaped)
 
 
 def _error(status: str) -> str:
@@ -71,8 +74,14 @@ def _body(code: str, message: str) -> str:
     return json.dumps(content, separators=(",", ":"))
 
 
-def _rules(most: int) -> str:
-    """Lines of a backend. `be_conn` counts the request that is looked at as well."""
+def _whole_body() -> str:
+    """Lines of a backend that wait for the body of a POST."""
+    wait = f"    http-request wait-for-body time {_BODY_WITHIN_S}s if METH_POST\n"
+    return _error("408") + wait
+
+
+def _refusal(most: int) -> str:
+    """Lines of a backend that refuse. `be_conn` counts the request that is looked at as well."""
     refusal = _body("overloaded", "too many requests wait")
     own_id = "http-request set-var(txn.request_id)"
     return f"""\

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ defaults
     timeout connect 5s
     timeout client 30s
     timeout server 30s
+    option redispatch 1
     retry-on conn-failure empty-response
     errorfile 502 /nowhere/500.http
     errorfile 503 /nowhere/500.http
@@ -41,7 +43,7 @@ backend default_backend
     http-request return status 404
 backend http-support_templates
     http-reuse always
-    server one 127.0.0.1:{backend}
+{servers}
 listen stats
   bind *:{stats}
   stats enable
@@ -71,7 +73,7 @@ class Replica:
 @asynccontextmanager
 async def proxied(folder: Path, most: str | None) -> AsyncIterator[tuple[str, Replica]]:
     """`heliostat-haproxy` as Serve would start it, before a replica."""
-    port, backend, stats, metrics = free_ports(4)
+    (backend,) = free_ports(1)
     app = web.Application()
     runner = web.AppRunner(app)
     replica = Replica(runner.cleanup)
@@ -79,8 +81,20 @@ async def proxied(folder: Path, most: str | None) -> AsyncIterator[tuple[str, Re
     app.router.add_get("/healthz", replica.get)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", backend).start()
+    try:
+        async with before([backend], folder, most) as url:
+            yield url, replica
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def before(backends: list[int], folder: Path, most: str | None) -> AsyncIterator[str]:
+    """`heliostat-haproxy` before the ports of replicas."""
+    port, stats, metrics = free_ports(3)
     file = folder / "haproxy.cfg"
-    file.write_text(WRITTEN.format(port=port, backend=backend, stats=stats, metrics=metrics))
+    servers = "\n".join(f"    server at-{each} 127.0.0.1:{each}" for each in backends)
+    file.write_text(WRITTEN.format(port=port, servers=servers, stats=stats, metrics=metrics))
     program = haproxy.program()
     assert program is not None
     environment = {**os.environ, **({} if most is None else {MOST_IN_FLIGHT_VARIABLE: most})}
@@ -88,11 +102,10 @@ async def proxied(folder: Path, most: str | None) -> AsyncIterator[tuple[str, Re
     try:
         url = f"http://127.0.0.1:{port}"
         await _answers(f"{url}/healthz", process)
-        yield url, replica
+        yield url
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
-        await runner.cleanup()
 
 
 async def _answers(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -166,8 +179,81 @@ def test_where_no_replica_answers_the_error_has_the_shape_of_all_errors(tmp_path
     asyncio.run(story())
 
 
+SERVER = """
+import os, signal, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        if sys.argv[2] == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.do_GET()
+
+    def log_message(self, *said):
+        pass
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("body_bytes", [2, 10_000])
+@pytest.mark.parametrize("most", [str(MOST), None])
+def test_what_a_killed_replica_had_is_answered_by_another(
+    tmp_path: Path, most: str | None, body_bytes: int
+) -> None:
+    async def story() -> None:
+        mortal, other = free_ports(2)
+        killed = subprocess.Popen([sys.executable, "-c", SERVER, str(mortal), "dies"])
+        stays = subprocess.Popen([sys.executable, "-c", SERVER, str(other), "answers"])
+        try:
+            await asyncio.gather(_listens(mortal), _listens(other))
+            async with before([mortal, other], tmp_path, most) as url:
+                host, _, port = url.removeprefix("http://").partition(":")
+                reader, writer = await asyncio.open_connection(host, int(port))
+                # A connection that has been used; head and body that arrive one after the other,
+                # as most clients send them.
+                head = f"POST /ask HTTP/1.1\r\nhost: x\r\ncontent-length: {body_bytes}\r\n\r\n"
+                for _ in range(4):
+                    writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+                    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+                    writer.write(head.encode())
+                    await writer.drain()
+                    # Nothing tells whether HAProxy has read the head.
+                    await asyncio.sleep(0.1)
+                    writer.write(b"x" * body_bytes)
+                    async with asyncio.timeout(30):
+                        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+                writer.close()
+            assert killed.wait(30) == -signal.SIGKILL
+        finally:
+            for process in (killed, stays):
+                process.kill()
+                process.wait()
+
+    asyncio.run(story())
+
+
+async def _listens(port: int) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionError:
+                await asyncio.sleep(0.02)
+            else:
+                return writer.close()
+
+
 def test_its_own_pages_answer_on_this_machine_alone() -> None:
-    text = haproxy.changed(WRITTEN.format(port=1, backend=2, stats=3, metrics=4), None)
+    text = haproxy.changed(WRITTEN.format(port=1, servers="", stats=3, metrics=4), None)
     assert "bind 127.0.0.1:3\n" in text
     assert "bind 127.0.0.1:4\n" in text
     assert "*" not in text
