@@ -6,7 +6,6 @@ beside them, so nothing needs to be exported. What is ours is `language_model.js
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from heliostat.runs.bundle import Bundle, save_bundle
 from heliostat.runs.card import Card
 from heliostat.serve.generation.hf_codec import FILES, HfCodec
 from heliostat.storage import Location
+from jobs.pretrained.hf_folder import CONFIG_NAME, read_decoder_config
 from models.decoder import DecoderLM
 from models.decoder_config import DecoderConfig
 from models.hf_config import from_hf_config
@@ -27,7 +27,6 @@ from models.hf_layout import from_hf
 
 KIND = "language_model"
 ABOUT = "language_model.json"
-CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,8 @@ class LanguageModel:
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint; raises `DataError` where it is none, or of a shape that is not served."""
-    path = folder / CONFIG
-    if not path.exists():
-        raise DataError(f"{folder} has no {CONFIG}: expected a model in Hugging Face layout")
+    decoder = read_decoder_config(folder)
     try:
-        decoder = from_hf_config(json.loads(path.read_text(encoding="utf-8")))
         weights = read_tensors(safetensors_of(folder))
         from_hf(weights, decoder)
     except ValueError as error:
@@ -85,7 +81,7 @@ def save_language_model(
         weights=checkpoint.weights,
         parts={
             ABOUT: {"name": name},
-            CONFIG: checkpoint.folder / CONFIG,
+            CONFIG_NAME: checkpoint.folder / CONFIG_NAME,
             **{file: checkpoint.folder / file for file in present},
         },
         card=card,
@@ -100,7 +96,7 @@ def open_language_model(bundle: Bundle) -> LanguageModel:
         raise BundleError(f"{bundle.source} is a bundle of {bundle.kind}, expected {KIND}")
     about: dict[str, Any] = bundle.json(ABOUT)
     try:
-        decoder = from_hf_config(bundle.json(CONFIG))
+        decoder = from_hf_config(bundle.json(CONFIG_NAME))
         weights = from_hf(bundle.weights(), decoder)
     except ValueError as error:
         raise BundleError(f"{bundle.source} cannot be served: {error}") from error

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from heliostat.config.dump import MAY_DIFFER
 from heliostat.data.table import Table
+from heliostat.errors import ConfigError
 from heliostat.runs.claim import ClaimResult, Measurement, write_claim
 from heliostat.runs.environment import versions
 from heliostat.runs.measured import Measurements
@@ -59,6 +60,11 @@ LAST_STEPS = 200
 
 def claim(config: Config, run: Run) -> RunSummary:
     """Measure the claim over all seeds and write `claim.json` and a report."""
+    if config.model.source is not None:
+        raise ConfigError(
+            f"model.source is {config.model.source}, but every arm of the claim begins with random "
+            "weights: leave it out"
+        )
     corpus = open_corpus(config.data, run)
     measured = Measurements(run, [Location.of(file) for file in config.claim.measured])
     seeds = config.claim.seeds

@@ -16,14 +16,16 @@ from jobs.mla_moe.data import open_corpus
 from jobs.mla_moe.pipeline import train
 from jobs.mla_moe.plan import plan
 from jobs.mla_moe.run_report import result_table, write_report
+from jobs.mla_moe.source import starting_weights
 
 __all__ = ["FitPlan", "claim", "plan", "run"]
 
 
 def run(config: Config, run: Run) -> RunSummary:
     """Prepare the text, train, measure, save, report."""
+    start = starting_weights(config, run)
     corpus = open_corpus(config.data, run)
-    trained = train(config, run, corpus)
+    trained = train(config, run, corpus, start_from=start)
     bundle = save_language_model(config, run, corpus, trained, corpus.inputs)
     report = write_report(config, run, trained, corpus.inputs)
     run.finish(trained.evaluation.metrics())

@@ -85,6 +85,9 @@ class YarnSection:
 class ModelConfig:
     """The decoder."""
 
+    source: str | None = None
+    """What training begins with: a bundle of mla_moe, a folder in Hugging Face layout or the name
+    of a model on a hub, of the shape given here; null: random weights."""
     vocab_size: int = 256
     """V: rows of the token embedding; bytes need 256."""
     width: int = 128

@@ -39,10 +39,27 @@ def task_of(config: Config, train: Location, test: Location) -> MixtureLanguageM
     )
 
 
-def train(config: Config, run: Run, corpus: Corpus, *, name: str = "lm") -> Trained:
-    """Train a model and measure it; `name` begins the names of both stages."""
+def train(
+    config: Config,
+    run: Run,
+    corpus: Corpus,
+    *,
+    name: str = "lm",
+    start_from: Location | None = None,
+) -> Trained:
+    """Train a model, from random weights or those of a folder, and measure it.
+
+    `name` begins the names of both stages.
+    """
     task = task_of(config, corpus.train, corpus.test)
-    result = fit(task, config.fit, run=run, resources=config.resources, name=name)
+    result = fit(
+        task,
+        config.fit,
+        run=run,
+        resources=config.resources,
+        name=name,
+        start_from=start_from,
+    )
     evaluation = evaluate(
         f"{name}-test", task, result.last, config.data, run=run, resources=config.resources
     )

@@ -17,20 +17,29 @@ from jobs.mla_moe.config import Config
 from jobs.mla_moe.data import open_corpus
 from jobs.mla_moe.evaluation import measure
 from jobs.mla_moe.pipeline import task_of
+from jobs.mla_moe.source import starting_weights
 from models.counting import parameter_count
 
 
 def prepare(config: Config, run: Run) -> Shared:
     """The text, prepared once."""
     corpus = open_corpus(config.data, run)
-    return Shared(corpus.inputs, {"train": corpus.train.uri, "test": corpus.test.uri})
+    start = starting_weights(config, run)
+    places = {"train": corpus.train.uri, "test": corpus.test.uri}
+    return Shared(corpus.inputs, {**places, "start": start.uri if start is not None else None})
 
 
 def training(config: Config, trial: Trial) -> Mapping[str, float]:
     """One training, measured on validation."""
     train, test = (Location.of(str(trial.shared[side])) for side in ("train", "test"))
     task = task_of(config, train, test)
-    result = trial.fit(task, config.fit, resources=config.resources)
+    start = trial.shared["start"]
+    result = trial.fit(
+        task,
+        config.fit,
+        resources=config.resources,
+        start_from=None if start is None else Location.of(str(start)),
+    )
     found = measure(task, result.last, task.eval_data(), config.resources)
     return {
         "loss": found.loss,

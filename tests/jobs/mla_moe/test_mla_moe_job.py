@@ -10,12 +10,15 @@ import torch
 
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
+from heliostat.config.resources import TrackerConfig
+from heliostat.errors import ConfigError
 from heliostat.runs.bundle import load_bundle
 from heliostat.runs.export import export_bundle
 from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
 from heliostat.storage import Location
 from jobs.mla_moe.bundle import open_language_model
+from jobs.mla_moe.claim import claim
 from jobs.mla_moe.job import run as run_job
 
 SMALL = [
@@ -45,9 +48,13 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    loaded = load_config(find_job("mla_moe"), "toy", SMALL)
+    return ran(tmp_path_factory.mktemp("job"))
+
+
+def ran(folder: Path, *changes: str) -> Finished:
+    loaded = load_config(find_job("mla_moe"), "toy", [*SMALL, *changes])
     with Run.open_or_create(
-        Location.of(tmp_path_factory.mktemp("job")),
+        Location.of(folder),
         "mla_moe",
         name="small",
         resolved_yaml=loaded.resolved_yaml,
@@ -97,3 +104,74 @@ def test_the_bundle_opens_with_the_bias_it_was_trained_to(
     assert steps.abs().max() > 0
     exported = export_bundle(bundle, Location.of(tmp_path / "hf"))
     assert exported.max_abs_difference <= 2e-5
+
+
+@pytest.fixture(scope="module")
+def exported(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "hf"
+    export_bundle(load_bundle(finished.folder / "bundle"), Location.of(folder))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bundle", "Hugging Face layout"])
+def test_a_long_context_stage_begins_with_the_weights_that_were_trained(
+    finished: Finished, exported: Path, tmp_path: Path, kind: str
+) -> None:
+    before = finished.folder / "bundle"
+    source = before.uri if kind == "bundle" else str(exported)
+    stage = ran(
+        tmp_path,
+        f"model.source={source}",
+        "model.yarn.factor=4",
+        "model.yarn.original_positions=128",
+        "data.length=256",
+        "fit.steps=1",
+        "fit.schedule.warmup_steps=0",
+        "fit.optimizer.lr=1.0e-9",
+    )
+    bundle = load_bundle(stage.folder / "bundle")
+    assert bundle.json("decoder.json")["yarn"]["factor"] == 4
+    after, trained = bundle.weights(), load_bundle(before).weights()
+    biases = [name for name in trained if name.endswith("bias")]
+    assert len(biases) == 1
+    for name, value in trained.items():
+        # The bias took one more step.
+        tolerance = 0.0101 if name in biases else 1e-7
+        torch.testing.assert_close(after[name], value, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.experts.width=24", "whose experts.width is 16, but the section model gives 24"),
+        ("model.attention.rotary_width=8", "whose latent.rotary_width is 16, .* gives 8"),
+    ],
+)
+def test_a_source_of_another_shape_is_refused(
+    finished: Finished, tmp_path: Path, change: str, message: str
+) -> None:
+    source = (finished.folder / "bundle").uri
+    with pytest.raises(ConfigError, match=message):
+        ran(tmp_path, f"model.source={source}", change)
+
+
+def test_a_source_that_is_nothing_is_named(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model.source is '/nowhere': there is no such folder"):
+        ran(tmp_path, "model.source=/nowhere")
+
+
+def test_a_claim_begins_with_random_weights(tmp_path: Path) -> None:
+    loaded = load_config(find_job("mla_moe"), "toy", ["model.source=/nowhere"])
+    with (
+        Run.open_or_create(
+            Location.of(tmp_path),
+            "mla_moe",
+            name="claim",
+            resolved_yaml=loaded.resolved_yaml,
+            digest=loaded.digest,
+            seed=0,
+            tracker=TrackerConfig(enabled=False),
+        ) as run,
+        pytest.raises(ConfigError, match="every arm of the claim begins with random weights"),
+    ):
+        claim(loaded.config, run)

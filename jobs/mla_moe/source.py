@@ -1,0 +1,75 @@
+"""Where a training begins: at random weights, a bundle of this job, or a published checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from heliostat.data.pretrained import find_checkpoint
+from heliostat.errors import ConfigError
+from heliostat.runs.bundle import load_bundle
+from heliostat.runs.manifest import MANIFEST_NAME
+from heliostat.runs.run import Run
+from heliostat.storage import Location
+from heliostat.train.weights import FILE, write_weights
+from jobs.mla_moe.bundle import KIND, bundle_decoder
+from jobs.mla_moe.config import Config
+from jobs.mla_moe.model_config import decoder_config
+from jobs.pretrained.hf_folder import convert_weights, read_decoder_config
+from models.decoder_config import DecoderConfig
+
+FREE = ("max_positions", "initial_std", "experts.capacity_factor", "experts.exempt_share")
+"""What may differ between a checkpoint and the training that begins with it: no weight and no
+answer depends on it."""
+
+
+def starting_weights(config: Config, run: Run) -> Location | None:
+    """The weights folder that `model.source` names, converted once; None for random weights.
+
+    Raises:
+        ConfigError: the checkpoint has another shape than the section `model` describes.
+        BundleError: the bundle is damaged, or of another job.
+        DataError: the folder holds no checkpoint.
+    """
+    source = config.model.source
+    if source is None:
+        return None
+    place = Location.of(source)
+    if (place / MANIFEST_NAME).exists():
+        bundle = load_bundle(place, KIND)
+        _require_same(config, source, bundle_decoder(bundle))
+        kept = run.cache / f"bundle-{bundle.version}"
+        if not (kept / FILE).exists():
+            write_weights(kept, bundle.weights(), {"source": source})
+        return kept
+    folder = find_checkpoint(source, run.cache)
+    decoder = read_decoder_config(folder)
+    _require_same(config, source, decoder)
+    return convert_weights(folder, decoder, run.cache)
+
+
+def _require_same(config: Config, source: str, found: DecoderConfig) -> None:
+    theirs = dict(_flat(asdict(found)))
+    ours = dict(_flat(asdict(decoder_config(config.model))))
+    if found.yarn is None:
+        # A longer reach may be begun here.
+        ours = {key: value for key, value in ours.items() if not key.startswith("yarn")}
+        theirs.pop("yarn")
+    keys = [key for key in {**theirs, **ours} if key not in FREE]
+    differing = [key for key in keys if ours.get(key) != theirs.get(key)]
+    if differing:
+        key = differing[0]
+        more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise ConfigError(
+            f"model.source is {source}, whose {key} is {theirs.get(key)}, but the section model "
+            f"gives {ours.get(key)}{more}: take the size that it was trained with"
+        )
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
