@@ -29,7 +29,7 @@ from heliostat.serve.generation.core import EngineCore
 from heliostat.serve.generation.hf_codec import HfCodec
 from heliostat.serve.generation.request import Produced, Request, Sampling
 from heliostat.storage import Location
-from jobs.language_model.bundle import decoder_of, read_checkpoint
+from jobs.pretrained.hf_bundle import decoder_of, read_checkpoint
 from models.paged_lm import PagedLM
 
 REQUESTS, SEED = 16, 0

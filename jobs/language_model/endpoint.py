@@ -19,8 +19,8 @@ from heliostat.serve.generation.native_routes import native_router
 from heliostat.serve.generation.openai_routes import openai_router
 from heliostat.serve.generation.served import NamedModel, ServedLanguageModel
 from heliostat.serve.service import Service
-from jobs.language_model.bundle import open_language_model
 from jobs.language_model.config import ComputeConfig, Config
+from jobs.pretrained.hf_bundle import open_language_model
 from models.paged_lm import PagedLM
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

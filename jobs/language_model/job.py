@@ -14,13 +14,13 @@ from heliostat.runs.card import Card
 from heliostat.runs.inputs import Input
 from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
-from jobs.language_model.bundle import (
+from jobs.language_model.config import Config
+from jobs.pretrained.hf_bundle import (
     Checkpoint,
     decoder_of,
     read_checkpoint,
     save_language_model,
 )
-from jobs.language_model.config import Config
 from models.counting import parameter_count
 
 __all__ = ["run"]

@@ -11,11 +11,17 @@ from heliostat.config.resources import ResourcesConfig, TrackerConfig
 from heliostat.errors import ConfigError
 from heliostat.serve.config import LimitsConfig, ServeConfig
 from heliostat.serve.generation.config import GenerationConfig
+from heliostat.sweep.config import SweepConfig
 from heliostat.train.config import FitConfig
 from heliostat.train.preflight import check_config
 
 COLLECTIONS = ("standard_library", "transformers")
 BACKBONES = ("transformer", "gau")
+SCHEMES = (
+    "rope", "pi", "ntk_old", "ntk", "ntk_fixed", "ntk_mixed", "yarn", "self_extend", "dca",
+    "rerope", "leaky_rerope", "nope",
+)  # fmt: skip
+"""Those that a trained model can be read under; `models.positions` explains them."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +108,46 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class SchemeConfig:
-    """One position scheme, as a sweep over a bundle tries it."""
+    """One position scheme, as a sweep over a bundle tries it; L is the length of training, x how
+    many times longer the text is. A setting that the scheme does not have stays null."""
 
-    name: str = "rerope"
+    name: str = field(default="rerope", metadata={"choices": SCHEMES})
     """Name of the scheme."""
-    log_n: str = field(default="post", metadata={"choices": ("none", "post", "train")})
-    """Scaling of queries by the logarithm of the keys they see."""
+    log_n: str | None = field(default=None, metadata={"choices": ("none", "post", "train")})
+    """Scaling of queries by the logarithm of the keys they see; null: as the model was trained,
+    else post for schemes that read near and far apart, and none for the others."""
     window: int | None = None
-    """Tokens inside which relative positions are exact; null where the scheme has none."""
+    """Tokens inside which relative positions are exact; null: L / 2."""
     interval: float | None = None
-    """k of pi, ntk, yarn and leaky; null: evaluated length by trained length."""
+    """k; null: x for schemes that change frequencies, 2 x for leaky_rerope."""
     group: int | None = None
-    """Tokens that share a far position: self_extend."""
+    """Tokens that share a far position; null: 2 x."""
+    chunk: int | None = None
+    """Largest position of dual chunks; null: 3 L / 4."""
+    local: int | None = None
+    """Tokens before a chunk that keep exact distances; null: L / 8."""
+
+
+@dataclass(frozen=True)
+class LongTextConfig:
+    """Long texts that a checkpoint is read on: `sweep=long_text`, over a bundle of
+    language_model."""
+
+    texts: str | None = None
+    """Folder of documents: .txt or .md, also with .gz."""
+    expansion: int = 2
+    """x, the context that is read, in trained lengths."""
+    trained_length: int | None = None
+    """L; null: the context that the checkpoint's config gives."""
+    windows: int = 4
+    """Windows of text, of x L + 1 tokens each; the last L targets of each are scored."""
+    seed: int = 1
+    """Seed of the windows."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("expansion", 2), ("windows", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}")
 
 
 @dataclass(frozen=True)
@@ -160,6 +194,10 @@ class Config:
     """The comparison."""
     scheme: SchemeConfig = field(default_factory=SchemeConfig)
     """The scheme of a trial of a sweep over a bundle."""
+    long_text: LongTextConfig = field(default_factory=LongTextConfig)
+    """Real long texts for a checkpoint that was trained elsewhere."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """The search for a scheme over one trained bundle."""
     claim: ClaimConfig = field(default_factory=ClaimConfig)
     """The experiment behind the claim."""
     context: int = 4096

@@ -39,6 +39,8 @@ from models.position_checks import require_inference
 from models.positions import PositionScheme
 
 FILE = "scores.parquet"
+MOST_LOGITS = 2**26
+"""Logits in memory at a time."""
 Losses = npt.NDArray[np.float64]
 
 
@@ -92,14 +94,15 @@ class Scoring:
     def _score(self, model: LanguageModel, window: torch.Tensor, trial: Trial) -> torch.Tensor:
         if trial.text == "repeated":
             window = repeated(window)
-        scored = self.train_length
-        logits = logits_at_the_end(
-            model, window[:, -trial.length - 1 : -1], trial.scheme, self.train_length, scored
+        losses, hits = scores_at_the_end(
+            model,
+            window,
+            trial.scheme,
+            self.train_length,
+            length=trial.length,
+            scored=self.train_length,
         )
-        targets = window[:, -scored:]
-        losses = F.cross_entropy(logits.mT, targets, reduction="none")
-        hits = logits.argmax(dim=-1) == targets
-        return torch.stack((losses.mean(1), hits.float().mean(1)), dim=-1)
+        return torch.stack((losses.mean(1), hits.mean(1)), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -122,27 +125,43 @@ class PositionScoring:
     def output(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """[B, schemes, T]."""
         assert isinstance(model, DecoderLM | GauLM)
-        inputs, targets = batch["input_ids"][:, :-1], batch["input_ids"][:, 1:]
-        losses = []
-        for scheme in self.schemes:
-            logits = logits_at_the_end(model, inputs, scheme, self.train_length, inputs.shape[1])
-            losses.append(F.cross_entropy(logits.mT, targets, reduction="none"))
+        window = batch["input_ids"]
+        length = window.shape[1] - 1
+        losses = [
+            scores_at_the_end(
+                model, window, scheme, self.train_length, length=length, scored=length
+            )[0]
+            for scheme in self.schemes
+        ]
         return torch.stack(losses, dim=1)
 
 
-def logits_at_the_end(
+def scores_at_the_end(
     model: LanguageModel,
-    input_ids: torch.Tensor,
+    window: torch.Tensor,
     scheme: PositionScheme,
     train_length: int,
-    last: int,
-) -> torch.Tensor:
-    """Logits [B, last, V] at the last positions, read under a scheme."""
+    *,
+    length: int,
+    scored: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss (nats) and hit (1 or 0) of the last `scored` targets of windows [B, T]: [B, scored].
+
+    The context is the `length` tokens before the last one. Logits are formed a part at a time.
+    """
     require_inference(scheme)
-    length = input_ids.shape[1]
+    inputs, targets = window[:, -length - 1 : -1], window[:, -scored:]
     plan = plan_for(model.config, scheme, train_length=train_length, length=length)
-    hidden = model.decoder(input_ids, position_plan=plan)
-    return F.linear(hidden[:, -last:], model.output_weight).float()
+    hidden = model.decoder(inputs, position_plan=plan)[:, -scored:]
+    weight = model.output_weight
+    rows = max(1, MOST_LOGITS // (len(window) * len(weight)))
+    losses, hits = [], []
+    for start in range(0, scored, rows):
+        wanted = targets[:, start : start + rows]
+        logits = F.linear(hidden[:, start : start + rows], weight).float()
+        losses.append(F.cross_entropy(logits.mT, wanted, reduction="none"))
+        hits.append((logits.argmax(dim=-1) == wanted).float())
+    return torch.cat(losses, dim=1), torch.cat(hits, dim=1)
 
 
 def repeated(window: torch.Tensor) -> torch.Tensor:

@@ -27,9 +27,9 @@ from heliostat.serve.lineup import Lineup, Share
 from heliostat.serve.service import Service
 from heliostat.serve.telemetry import Telemetry
 from heliostat.storage import Location
-from jobs.language_model.bundle import read_checkpoint, save_language_model
 from jobs.language_model.config import ComputeConfig
 from jobs.language_model.endpoint import LanguageModelEndpoint
+from jobs.pretrained.hf_bundle import read_checkpoint, save_language_model
 from models.decoder import DecoderLM
 from models.decoder_config import llama_config
 from models.hf_config import to_hf_config

@@ -19,9 +19,9 @@ from heliostat.runs.summary import RunSummary
 from heliostat.serve.generation.core import EngineCore
 from heliostat.serve.generation.request import Produced, Request, Sampling
 from heliostat.storage import Location
-from jobs.language_model.bundle import open_language_model
 from jobs.language_model.config import ModelConfig
 from jobs.language_model.job import run as run_job
+from jobs.pretrained.hf_bundle import open_language_model
 from models.paged_lm import PagedLM
 
 

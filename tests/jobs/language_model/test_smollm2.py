@@ -16,8 +16,8 @@ from heliostat.runs.card import Card
 from heliostat.runs.inputs import Input
 from heliostat.serve.generation.config import GenerationConfig
 from heliostat.storage import Location
-from jobs.language_model.bundle import read_checkpoint, save_language_model
 from jobs.language_model.job import TOLERANCE, logit_difference
+from jobs.pretrained.hf_bundle import read_checkpoint, save_language_model
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from heliostat.data.pretrained import find_checkpoint
 from heliostat.storage import Location
-from jobs.language_model.bundle import decoder_of, read_checkpoint
+from jobs.pretrained.hf_bundle import decoder_of, read_checkpoint
 from models.contiguous_cache import ContiguousCache
 from models.decoder import DecoderLM
 from models.planned_lm import generating, plan_for

@@ -14,7 +14,7 @@ from served_lm import NAME, Serving, serving_lm, write_lm_bundle
 
 from heliostat.runs.bundle import load_bundle
 from heliostat.serve.generation.config import GenerationConfig
-from jobs.language_model.bundle import LanguageModel, open_language_model
+from jobs.pretrained.hf_bundle import LanguageModel, open_language_model
 
 PREFIX = "/language_model/v1"
 PROMPT = "the quick brown fox"

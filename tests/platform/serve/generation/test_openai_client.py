@@ -20,7 +20,7 @@ from heliostat.runs.bundle import load_bundle
 from heliostat.serve.generation.config import GenerationConfig
 from heliostat.serve.keys import add_key
 from heliostat.storage import Location
-from jobs.language_model.bundle import LanguageModel, open_language_model
+from jobs.pretrained.hf_bundle import LanguageModel, open_language_model
 
 CONFIG = GenerationConfig(cache_tokens=3000, sequences=6, prefill_chunk=64, queue=12)
 PROMPT = "once upon a time"
