@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--limit-ms", type=float, default=50.0)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--fixed-rate", type=float, default=20.0)
+    # The 99th percentile of a few seconds at this rate would be one of the two worst requests.
+    parser.add_argument("--fixed-seconds", type=float, default=30.0)
     given = parser.parse_args()
     bundle = str(Path(given.bundle).resolve())
     rates: dict[str, list[float]] = {}
@@ -52,7 +54,7 @@ def main() -> None:
             order = servers if turn % 2 == 0 else servers[::-1]
             for server in order:
                 server.resume()
-                fixed = once(server, given.fixed_rate, 2 * given.seconds)
+                fixed = once(server, given.fixed_rate, given.fixed_seconds)
                 server.pause()
                 latencies.setdefault(server.name, []).append(fixed.p99_ms)
             for name, rate in climb(order, given.limit_ms, given.seconds, steps).items():

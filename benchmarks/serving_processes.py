@@ -26,7 +26,10 @@ import psutil
 from heliostat.serve.load import Target
 
 START_S = 180.0
-SETTLE_S = 1.0
+QUIET = 0.05
+"""Share of a core that a server without requests may take."""
+SETTLE_S = 30.0
+"""At most so long is waited for it."""
 BODIES = (
     {"case_id": "a", "messages": [{"role": "customer", "text": "my card was declined at a shop"}]},
     {
@@ -68,13 +71,30 @@ class Server:
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on, and give it a moment."""
+        """Let it go on, and wait until it has caught up with what its timers missed."""
         self._signal(signal.SIGCONT)
-        time.sleep(SETTLE_S)
+        until = time.monotonic() + SETTLE_S
+        while time.monotonic() < until:
+            before, since = self._processor_s(), time.monotonic()
+            time.sleep(1.0)
+            if self._processor_s() - before <= QUIET * (time.monotonic() - since):
+                return
+
+    def _processes(self) -> list[psutil.Process]:
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def _processor_s(self) -> float:
+        """Processor time of all its processes so far, in seconds."""
+        total = 0.0
+        for process in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
 
     def _signal(self, number: signal.Signals) -> None:
-        parent = psutil.Process(self.process.pid)
-        for process in (parent, *parent.children(recursive=True)):
+        for process in self._processes():
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 

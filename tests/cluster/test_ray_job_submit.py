@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from heliostat.cluster.ray_internals import packed_files
@@ -44,6 +45,21 @@ TINY = (
     "dft.label_budget=300",
     "dft.fit.epochs=4",
     "compare=false",
+    "tracker.enabled=false",
+)
+ROTARY = (
+    "length=64",
+    "model.width=16",
+    "model.layers=1",
+    "model.heads=2",
+    "model.key_value_heads=1",
+    "model.feed_forward_width=24",
+    "fit.steps=12",
+    "fit.batch=8",
+    "fit.micro_batch=8",
+    "fit.schedule.warmup_steps=2",
+    "evaluation.windows=8",
+    "evaluation.position_windows=4",
     "tracker.enabled=false",
 )
 HOLD = """
@@ -199,6 +215,26 @@ def test_a_submitted_sweep_over_the_bundle_ends_in_a_table(
     assert "12 trials, the highest top5 first" in done.text
     assert (home / "sweeps" / "knobs" / "sweep.parquet").is_file()
     assert (home / "sweeps" / "knobs" / "best.yaml").is_file()
+
+
+def test_a_submitted_search_for_the_window_survives_a_killed_trial(
+    head: RayHead, checkout: Path, home: Path
+) -> None:
+    places = [f"out={home / 'rotary'}", "--run"]
+    done = head.submit(checkout, ["heliostat", "train", "rerope", *ROTARY, *places, "tiny"])
+    assert done.process.returncode == 0, done.text
+    bundle = f"sweep.bundle={home / 'rotary' / 'tiny' / 'bundle'}"
+    sweep = head.start_submission(
+        checkout, ["heliostat", "sweep", "rerope", *ROTARY, bundle, *places, "windows"]
+    )
+    wait_for(lambda: running(sweep) and len(head.trials()) > 0, 300, "a trial at work")
+    head.trials()[0].send_signal(signal.SIGKILL)
+    assert sweep.process.wait(900) == 0, sweep.text
+    assert "18 trials, the lowest nonrep_loss_8L first" in sweep.text
+    rows = pq.read_table(home / "rotary" / "windows" / "sweep.parquet").to_pylist()
+    assert {row["status"] for row in rows} == {"finished"}
+    cells = {(row["values.scheme.window"], row["values.scheme.log_n"]) for row in rows}
+    assert len(cells) == len(rows) == 18
 
 
 def running(submission: Submission) -> bool:

@@ -69,8 +69,15 @@ class RayHead:
 
     def training_workers(self) -> list[psutil.Process]:
         """The processes of the training in progress, one a rank."""
+        return self._processes("ray::RayTrainWorker")
+
+    def trials(self) -> list[psutil.Process]:
+        """The processes of the trials of a sweep at work, one a trial."""
+        return [one for one in self._processes("ray::") if "Trainable" in command_of(one)]
+
+    def _processes(self, beginning: str) -> list[psutil.Process]:
         below = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in below if is_named(child, "ray::RayTrainWorker")]
+        return [child for child in below if is_named(child, beginning)]
 
 
 @dataclass(frozen=True)
@@ -197,10 +204,15 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_named(process: psutil.Process, beginning: str) -> bool:
+    return command_of(process).startswith(beginning)
+
+
+def command_of(process: psutil.Process) -> str:
+    """Its command line; nothing where it is gone."""
     try:
-        return " ".join(process.cmdline()).startswith(beginning)
+        return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
-        return False
+        return ""
 
 
 def wait_for(is_true: Callable[[], object], timeout_s: float, what: str) -> None:
