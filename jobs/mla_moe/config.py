@@ -33,6 +33,10 @@ class DataConfig:
     """Table with a column `tokens` to train on instead; given together with test."""
     test: str | None = None
     """Table with a column `tokens` to measure on instead."""
+    targets: str | None = None
+    """Column of both tables, as long as `tokens`, that is not zero where a token is to be learnt:
+    supervised fine-tuning on the answers of conversations. Documents are then packed into rows
+    whole; null: every token is, and rows are windows drawn inside documents."""
     length: int = 128
     """Tokens of a row."""
     validation_rows: int = 256
@@ -46,6 +50,11 @@ class DataConfig:
         if (self.train is None) != (self.test is None):
             raise ConfigError(
                 f"train is {self.train} and test is {self.test}: give both or neither"
+            )
+        if self.targets is not None and self.train is None:
+            raise ConfigError(
+                f"targets is {self.targets}, but Python sources have no such column: give train "
+                "and test"
             )
         for name in ("length", "validation_rows"):
             if getattr(self, name) < 1:

@@ -66,6 +66,8 @@ class HeldOutRows:
     is_validation: bool
     limit: int | None = None
     """Use only so many, spread evenly."""
+    targets: str | None = None
+    """Column that says which tokens are targets; None: all."""
 
     @property
     def epoch_size(self) -> int:
@@ -86,7 +88,13 @@ class HeldOutRows:
     @cached_property
     def _packed(self) -> PackedStream:
         return PackedStream(
-            self.location, self.length, seed=0, end_of_text=END_OF_TEXT, pad=None, shuffle=False
+            self.location,
+            self.length,
+            seed=0,
+            end_of_text=END_OF_TEXT,
+            pad=None,
+            shuffle=False,
+            targets=self.targets,
         )
 
     @cached_property

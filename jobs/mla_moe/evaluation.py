@@ -15,7 +15,6 @@ from heliostat.runs.run import Run
 from heliostat.storage import Location
 from heliostat.train.predict import predict
 from jobs.mla_moe.config import DataConfig
-from jobs.mla_moe.data import HeldOutRows
 from jobs.mla_moe.tasks import MixtureLanguageModel
 from models.balance import max_violation
 from models.contiguous_cache import ContiguousCache
@@ -73,9 +72,7 @@ def evaluate(
     resources: ResourcesConfig,
 ) -> Evaluation:
     """Measure weights on the test rows, as a stage of the run."""
-    rows = HeldOutRows(
-        task.test, task.length, task.validation_rows, is_validation=False, limit=data.test_rows
-    )
+    rows = task.held_out(is_validation=False, limit=data.test_rows)
 
     def work(folder: Location) -> dict[str, Any]:
         return asdict(measure(task, weights, rows, resources))
@@ -107,15 +104,15 @@ def _summed(task: MixtureLanguageModel, found: np.ndarray) -> dict[str, Any]:
     experts = config.experts
     assert experts is not None
     layers = config.layers - min(experts.dense_layers, config.layers)
-    cuts = np.cumsum([1, layers * experts.routed, layers * experts.groups])
+    cuts = np.cumsum([2, layers * experts.routed, layers * experts.groups])
     totals, loads, sent, most = np.split(found, cuts, axis=1)
     rows = len(found)
     model = task.meta_model()
     assert isinstance(model, DecoderLM)
     by_layer = sent.reshape(rows, layers, experts.groups)
     return {
-        "loss": float(totals.sum() / (rows * (task.length - 1))),
-        "tokens": rows * (task.length - 1),
+        "loss": float(totals[:, 0].sum() / totals[:, 1].sum()),
+        "tokens": int(totals[:, 1].sum()),
         "load": loads.sum(0).reshape(layers, experts.routed).tolist(),
         "groups_per_token": (by_layer.sum((0, 2)) / (rows * task.length)).tolist(),
         "most_groups_per_token": int(most.max(initial=0)),

@@ -36,6 +36,7 @@ def task_of(config: Config, train: Location, test: Location) -> MixtureLanguageM
         seed=config.seed,
         steps=config.fit.steps,
         validation_rows=config.data.validation_rows,
+        targets=config.data.targets,
     )
 
 

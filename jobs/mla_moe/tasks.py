@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from heliostat.data.stream import Sample, Stream
+from heliostat.data.stream import PackedStream, Sample, Stream
 from heliostat.storage import Location
 from heliostat.train.engine import decay_groups
 from heliostat.train.task import Batch, LossTerm, Observed, Steering, Tally
 from jobs.corpora.windows import WindowStream
 from jobs.mla_moe.config import BalanceConfig
-from jobs.mla_moe.data import HeldOutRows
+from jobs.mla_moe.data import END_OF_TEXT, HeldOutRows
 from jobs.mla_moe.steering import Steerer
 from models.balance import balance_losses
 from models.counting import active_count, head_widths
 from models.decoder import DecoderLM, ObservedLoss
 from models.decoder_config import DecoderConfig
-from models.losses import next_token_targets
+from models.losses import IGNORED, next_token_targets
 
 LOAD = "load"
 DROPPED = "dropped"
@@ -48,6 +48,8 @@ class MixtureLanguageModel:
     steps: int
     """Optimiser steps of the training; after a share of them the bias stays."""
     validation_rows: int = 256
+    targets: str | None = None
+    """Column that says which tokens are learnt; None: all."""
 
     def model(self) -> nn.Module:
         """Random initial weights."""
@@ -59,26 +61,45 @@ class MixtureLanguageModel:
             return DecoderLM(self.decoder, torch.Generator(device="cpu"))
 
     def train_data(self) -> Stream:
-        """Windows drawn anew in every epoch."""
-        return WindowStream(self.train, self.length, self.seed)
+        """Windows drawn anew in every epoch, or documents packed anew where some are targets."""
+        if self.targets is None:
+            return WindowStream(self.train, self.length, self.seed)
+        return PackedStream(
+            self.train, self.length, self.seed, END_OF_TEXT, pad=None, targets=self.targets
+        )
 
     def eval_data(self) -> Stream:
         """The validation rows of the test side, the same ones whatever the seed."""
-        return HeldOutRows(self.test, self.length, self.validation_rows, is_validation=True)
+        return self.held_out(is_validation=True)
+
+    def held_out(self, *, is_validation: bool, limit: int | None = None) -> HeldOutRows:
+        """The validation rows of the test side, or the others."""
+        return HeldOutRows(
+            self.test,
+            self.length,
+            self.validation_rows,
+            is_validation=is_validation,
+            limit=limit,
+            targets=self.targets,
+        )
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Stack rows."""
         rows = np.stack([cast(np.ndarray, sample["input_ids"]) for sample in samples])
         ids = [cast(int, sample["id"]) for sample in samples]
-        return {
+        batch = {
             "input_ids": torch.from_numpy(rows.astype(np.int64)),
             "sequence_ids": torch.tensor(ids, dtype=torch.int64),
         }
+        if self.targets is not None:
+            labels = np.stack([cast(np.ndarray, sample["labels"]) for sample in samples])
+            batch["labels"] = torch.from_numpy(labels.astype(np.int64))
+        return batch
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        """Target tokens (every token but the first of a row) and sequences."""
-        rows, tokens = batch["input_ids"].shape
-        return {"tokens": rows * (tokens - 1), "sequences": rows}
+        """Target tokens (never the first of a row) and sequences."""
+        wanted = _targets(batch) != IGNORED
+        return {"tokens": int(wanted.sum()), "sequences": len(wanted)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, LossTerm | Observed]:
         """Cross entropy, the balance losses that have a factor, and what was observed."""
@@ -111,21 +132,20 @@ class MixtureLanguageModel:
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tally]:
         """Mean cross entropy, nats a token."""
-        total: torch.Tensor = model(
-            batch["input_ids"], targets_BT=next_token_targets(batch["input_ids"])
-        )
+        total: torch.Tensor = model(batch["input_ids"], targets_BT=_targets(batch))
         return {"loss": Tally(total, self.counts(batch)["tokens"])}
 
     def measured(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """What evaluation needs of each row, [B, 1 + l N + l D + l].
+        """What evaluation needs of each row, [B, 2 + l N + l D + l].
 
-        The summed cross entropy of the batch stands in its first row. Then come, by layer of
-        experts, how many tokens of the row went to each expert and to each group, and how many
-        groups any one of them went to at most.
+        The summed cross entropy of the batch and the number of its targets stand in its first row.
+        Then come, by layer of experts, how many tokens of the row went to each expert and to each
+        group, and how many groups any one of them went to at most.
         """
         out = self._observed(model, batch)
-        totals = torch.zeros(len(batch["input_ids"]), 1)
+        totals = torch.zeros(len(batch["input_ids"]), 2)
         totals[0, 0] = out.total.float()
+        totals[0, 1] = self.counts(batch)["tokens"]
         loads = [seen.load for seen in out.routing]
         sent = [seen.sent for seen in out.routing]
         most = [seen.most_groups[:, None] for seen in out.routing]
@@ -156,9 +176,14 @@ class MixtureLanguageModel:
     def _observed(self, model: nn.Module, batch: Batch) -> ObservedLoss:
         out = model(
             batch["input_ids"],
-            targets_BT=next_token_targets(batch["input_ids"]),
+            targets_BT=_targets(batch),
             sequence_ids=batch["sequence_ids"],
             observe=True,
         )
         assert isinstance(out, ObservedLoss)
         return out
+
+
+def _targets(batch: Batch) -> torch.Tensor:
+    """What each position must predict, [B, T]."""
+    return next_token_targets(batch.get("labels", batch["input_ids"]))

@@ -83,6 +83,9 @@ class PackedStream:
     """Use the first so many documents of the table only."""
     require: Require = field(default_factory=dict, hash=False)
     """Metadata that the table must have, for example the version of the redactor."""
+    targets: str | None = None
+    """List column, as long as `tokens`, of zeros and others: the label of a token with zero is
+    -100. The end-of-text of a document is a target where its last token is one. None: all are."""
 
     def __post_init__(self) -> None:
         if self.seq_len < 1:
@@ -95,8 +98,19 @@ class PackedStream:
 
     @cached_property
     def table(self) -> Table:
-        """The table behind the stream."""
-        return open_source(self.location, self.require)
+        """The table behind the stream; a `DataError` where it lacks the column `targets`."""
+        table = open_source(self.location, self.require)
+        if self.targets is not None:
+            if self.targets not in table.schema.names:
+                raise DataError(
+                    f"{self.location} has no column {self.targets}; it has "
+                    f"{', '.join(table.schema.names)}"
+                )
+            if (table.lengths(TOKENS) != table.lengths(self.targets)).any():
+                raise DataError(
+                    f"{self.location}: {TOKENS} and {self.targets} are not equally long everywhere"
+                )
+        return table
 
     @cached_property
     def epoch_size(self) -> int:
@@ -111,7 +125,13 @@ class PackedStream:
     @cached_property
     def fingerprint(self) -> str:
         """Stands for the documents, their order and how they are cut."""
-        layout = {"seq_len": self.seq_len, "end_of_text": self.end_of_text, "pad": self.pad}
+        layout: dict[str, int | str | None] = {
+            "seq_len": self.seq_len,
+            "end_of_text": self.end_of_text,
+            "pad": self.pad,
+        }
+        if self.targets is not None:
+            layout["targets"] = self.targets
         seed = self.seed if self.shuffle else None
         rows = len(self._lengths)
         return stream_fingerprint(self.table, rows, seed, {"layout": "packed", **layout})
@@ -124,7 +144,7 @@ class PackedStream:
         filler = self.end_of_text if self.pad is None else self.pad
         input_ids = np.full(shape, filler, dtype=np.int64)
         document_ids = np.full(shape, -1, dtype=np.int32)
-        self._write_tokens(input_ids.ravel(), pieces)
+        self._copy(TOKENS, input_ids.ravel(), pieces)
         begins = pieces.row * self.seq_len + pieces.place
         ends = begins + pieces.size
         input_ids.ravel()[ends[pieces.is_last] - 1] = self.end_of_text
@@ -135,7 +155,8 @@ class PackedStream:
         ).astype(np.int64).reshape(-1, 1)
         document_ids[is_real] = np.repeat(np.arange(len(first)) - first, pieces.size)
         self._check_padding(rows, input_ids, is_real)
-        labels = np.where(is_real, input_ids, IGNORED)
+        is_target = is_real & self._targets(pieces, shape)
+        labels = np.where(is_target, input_ids, IGNORED)
         real = is_real.sum(axis=1)
         return [
             {
@@ -203,11 +224,38 @@ class PackedStream:
             return found[0]
         return _Pieces(*map(np.concatenate, zip(*found, strict=True))).sorted()
 
-    def _write_tokens(self, flat: npt.NDArray[np.int64], pieces: _Pieces) -> None:
-        """Copy the tokens of the documents into the rows, laid end to end in `flat`."""
+    def _targets(self, pieces: _Pieces, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+        """Which tokens of the rows are targets; padding is neither."""
+        if self.targets is None:
+            return np.ones(shape, dtype=np.bool_)
+        marks = np.zeros(shape, dtype=np.int64)
+        flat = marks.ravel()
+        self._copy(self.targets, flat, pieces)
+        ends = (pieces.row * self.seq_len + pieces.place + pieces.size)[pieces.is_last] - 1
+        flat[ends] = self._last_marks(pieces.document[pieces.is_last])
+        found: npt.NDArray[np.bool_] = marks != 0
+        return found
+
+    def _last_marks(self, documents: Indices) -> Indices:
+        """The mark of the last token of each document, which may lie in the row before."""
+        assert self.targets is not None
+        blocks, offsets = self.table.locate(documents)
+        needed = np.unique(blocks)
+        lists = [_lists(one, self.targets) for one in self.table.read_blocks(needed.tolist())]
+        marks = np.zeros(len(documents), dtype=np.int64)
+        for at, (kept, offset) in enumerate(
+            zip(np.searchsorted(needed, blocks).tolist(), offsets.tolist(), strict=True)
+        ):
+            block = lists[kept]
+            begin, end = block.offsets[offset], block.offsets[offset + 1]
+            marks[at] = block.values[end - 1] if end > begin else 0
+        return marks
+
+    def _copy(self, column: str, flat: npt.NDArray[np.int64], pieces: _Pieces) -> None:
+        """Copy a column of the documents into the rows, laid end to end in `flat`."""
         blocks, offsets = self.table.locate(pieces.document)
         needed = np.unique(blocks)
-        lists = [_tokens(block) for block in self.table.read_blocks(needed.tolist())]
+        lists = [_lists(block, column) for block in self.table.read_blocks(needed.tolist())]
         words = pieces.size - pieces.is_last
         begins = pieces.row * self.seq_len + pieces.place
         for kept, offset, skipped, size, at in zip(
@@ -245,9 +293,12 @@ class _Lists(NamedTuple):
     values: npt.NDArray[np.integer]
 
 
-def _tokens(block: pa.RecordBatch) -> _Lists:
-    column = block.column(TOKENS)
-    return _Lists(column.offsets.to_numpy(), column.values.to_numpy())
+def _lists(block: pa.RecordBatch, name: str) -> _Lists:
+    column = block.column(name)
+    values = column.values
+    # Booleans are packed into bits, which NumPy cannot look at.
+    copied = pa.types.is_boolean(values.type)
+    return _Lists(column.offsets.to_numpy(), values.to_numpy(zero_copy_only=not copied))
 
 
 def _cut(

@@ -34,6 +34,7 @@ def config_of(size: str | None = None, *changes: str) -> Config:
             ["model.experts.groups=16", "model.experts.per_token=2"],
             "gate sigmoid ranks a group by its best two",
         ),
+        (["data.targets=is_answer"], "Python sources have no such column: give train and test"),
         (["model.attention.rotary_width=47"], "rotary_width must be even"),
         (["model.attention.value_width=0"], "value_width must be at least 1"),
         (["model.attention.heads=0"], "heads must be at least 1"),

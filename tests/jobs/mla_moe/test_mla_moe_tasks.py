@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+import torch.nn.functional as F
 from mixture_task import ALL_LOSSES, MODEL, small_task
 
+from heliostat.data.table import TableWriter
 from heliostat.storage import Location
 from heliostat.train.task import Batch, LossTerm, Observed, Steered, Task
 from jobs.mla_moe.config import BalanceConfig
@@ -126,10 +131,46 @@ def test_what_is_measured_of_a_row_adds_up(task: MixtureLanguageModel) -> None:
     with torch.no_grad():
         found = task.measured(model, batch)
         loss = task.evaluate(model, batch)["loss"]
-    assert found.shape == (4, 1 + 2 * 8 + 2 * 4 + 2)
+    assert found.shape == (4, 2 + 2 * 8 + 2 * 4 + 2)
     assert float(found[:, 0].sum()) == pytest.approx(float(loss.total), rel=1e-6)
-    assert found[:, 1:17].sum(1).tolist() == [2 * 32 * 2] * 4
+    assert found[:, 1].tolist() == [4 * 31, 0, 0, 0]
+    assert found[:, 2:18].sum(1).tolist() == [2 * 32 * 2] * 4
     assert found[:, -2:].max() <= 2
+
+
+def test_only_answers_are_learnt_where_a_column_names_them(tmp_path: Path) -> None:
+    schema = pa.schema([("tokens", pa.list_(pa.uint8())), ("is_answer", pa.list_(pa.bool_()))])
+    generator = np.random.default_rng(0)
+    questions = [generator.integers(1, 256, 20) for _ in range(12)]
+    rows = {
+        "tokens": questions,
+        "is_answer": [[place >= 14 for place in range(20)] for _ in questions],
+    }
+    for side in ("train", "test"):
+        with TableWriter(Location.of(tmp_path / side), schema, {}) as writer:
+            writer.write(pa.RecordBatch.from_pydict(rows, schema=schema))
+    task = dataclasses.replace(
+        small_task(Location.of(tmp_path / "other")),
+        train=Location.of(tmp_path / "train"),
+        test=Location.of(tmp_path / "test"),
+        length=21,
+        validation_rows=4,
+        targets="is_answer",
+        balance=BalanceConfig(),
+    )
+    model = task.model()
+    batch = batch_of(task, 5)
+    # A row is one conversation with its end: six tokens of the answer, and the end.
+    assert task.counts(batch) == {"tokens": 5 * 7, "sequences": 5}
+    with torch.no_grad():
+        logits = model(batch["input_ids"])
+        losses = F.cross_entropy(logits[:, :-1].mT, batch["input_ids"][:, 1:], reduction="none")
+        found = task.loss(model, batch)["lm"]
+        measured = task.measured(model.eval(), batch)
+    assert isinstance(found, LossTerm)
+    assert float(found.total) == pytest.approx(float(losses[:, 13:].sum()), rel=1e-5)
+    assert float(measured[:, 1].sum()) == 5 * 7
+    assert task.eval_data().samples([0])[0]["labels"].tolist()[:14] == [-100] * 14
 
 
 def test_operations_are_those_of_the_formula(task: MixtureLanguageModel) -> None:

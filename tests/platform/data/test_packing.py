@@ -70,6 +70,67 @@ def test_rows_equal_those_of_a_slow_loop(
             assert sample["document_ids"].tolist() == owners + [-1] * padding
 
 
+MARKED = st.lists(st.tuples(st.integers(2, 65_535), st.booleans()), max_size=12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    documents=st.lists(MARKED, min_size=1, max_size=30),
+    seq_len=st.integers(1, 17),
+    seed=st.integers(0, 2**64 - 1),
+    mark=st.sampled_from([pa.bool_(), pa.uint8()]),
+)
+def test_only_marked_tokens_are_targets(documents, seq_len, seed, mark) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Location.of(folder) / "documents"
+        write_marked(place, documents, mark)
+        stream = PackedStream(place, seq_len, seed, END, PAD, targets="learnt")
+        order = Order(len(documents), seed, 0, True).at(range(len(documents))).tolist()
+        labels: list[int] = []
+        for number in order:
+            marks = [is_learnt for _, is_learnt in documents[number]]
+            # The end of a document is learnt where its last token is.
+            marks.append(marks[-1] if marks else False)
+            tokens = [*(token for token, _ in documents[number]), END]
+            labels += [
+                token if is_learnt else -100 for token, is_learnt in zip(tokens, marks, strict=True)
+            ]
+        labels += [-100] * (-len(labels) % seq_len)
+        samples = stream.samples(range(stream.epoch_size))
+        assert [label for sample in samples for label in sample["labels"].tolist()] == labels
+        plain = PackedStream(place, seq_len, seed, END, PAD)
+        assert stream.fingerprint != plain.fingerprint
+        for marked, every in zip(samples, plain.samples(range(len(samples))), strict=True):
+            assert marked["input_ids"].tolist() == every["input_ids"].tolist()
+
+
+def write_marked(place: Location, documents, mark: pa.DataType) -> None:
+    schema = pa.schema([("tokens", pa.list_(pa.uint16())), ("learnt", pa.list_(mark))])
+    columns = {
+        "tokens": [[token for token, _ in document] for document in documents],
+        "learnt": [
+            pa.array([is_learnt for _, is_learnt in document], pa.bool_()).cast(mark)
+            for document in documents
+        ],
+    }
+    with TableWriter(place, schema, {}) as writer:
+        writer.write(pa.RecordBatch.from_pydict(columns, schema=schema))
+
+
+def test_marks_that_are_not_there_or_too_few_are_named(write_documents, tmp_path) -> None:
+    write_documents(Location.of(tmp_path / "plain"), [[5, 6]])
+    stream = PackedStream(Location.of(tmp_path / "plain"), 8, 1, END, PAD, targets="learnt")
+    with pytest.raises(DataError, match=r"has no column learnt; it has id, tokens"):
+        stream.samples([0])
+    schema = pa.schema([("tokens", pa.list_(pa.uint16())), ("learnt", pa.list_(pa.bool_()))])
+    with TableWriter(Location.of(tmp_path / "short"), schema, {}) as writer:
+        rows = {"tokens": [[5, 6]], "learnt": [[True]]}
+        writer.write(pa.RecordBatch.from_pydict(rows, schema=schema))
+    stream = PackedStream(Location.of(tmp_path / "short"), 8, 1, END, PAD, targets="learnt")
+    with pytest.raises(DataError, match="tokens and learnt are not equally long everywhere"):
+        stream.samples([0])
+
+
 def test_packing_vector_of_the_specification(write_documents, tmp_path) -> None:
     """Row length 8, documents of 5, 9 and 3 tokens: 20 tokens, three rows, four pads."""
     documents = [[5] * 5, [9] * 9, [3] * 3]
