@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from heliostat.config.int_range import IntRange
 from heliostat.train.config import ZeroConfig
 from jobs.mla_moe.config import BalanceConfig, Config
-from jobs.mla_moe.model_config import AttentionConfig, decoder_config
+from jobs.mla_moe.model_config import AttentionConfig, MixtureConfig, decoder_config
 from models.counting import parameter_count
 
 METHOD = "latent, bias"
@@ -23,6 +23,8 @@ BIAS_AND_LOSS = "bias and a small loss"
 CONVENTIONAL = "conventional experts"
 ANY_GROUPS = "any groups"
 DROPPING = "balanced by a loss, dropping"
+SHARDED = "sharding"
+WITHOUT_CHOICE = "sharding without a choice"
 MHA, GQA, MQA = "multi-head", "grouped-query", "multi-query"
 
 
@@ -142,9 +144,16 @@ def with_attention(config: Config, attention: AttentionConfig) -> Config:
     return replace(config, model=replace(model, feed_forward_width=width), export=export)
 
 
-def shardings(config: Config, seed: int) -> list[Arm]:
-    """One process, two, and two that share the experts, each with ZeRO 0, 1 and 2."""
+def shardings(config: Config, seed: int, *, without_choice: bool = False) -> list[Arm]:
+    """One process, two, and two that share the experts, each with ZeRO 0, 1 and 2.
+
+    Two trainings that differ in the last digit part for good when a token lies so close between two
+    experts that the digit decides. `without_choice` every token meets every expert, and what is
+    left is the arithmetic.
+    """
     base = base_config(config, seed)
+    if without_choice:
+        base = replace(base, model=replace(base.model, experts=_all_met(base.model.experts)))
     steps = config.claim.shard_steps
     fit = replace(
         base.fit,
@@ -157,7 +166,7 @@ def shardings(config: Config, seed: int) -> list[Arm]:
     for stage in (0, 1, 2):
         zero = ZeroConfig(stage=stage)
         for workers, shared in ((1, None), (2, None), (2, 2)):
-            name = sharding_name(workers, shared, stage)
+            name = sharding_name(workers, shared, stage, without_choice=without_choice)
             cut = replace(fit, zero=zero, micro_batch=fit.batch // workers)
             resources = replace(
                 base.resources, workers=IntRange(workers, workers), expert_parallel=shared
@@ -167,7 +176,16 @@ def shardings(config: Config, seed: int) -> list[Arm]:
     return found
 
 
-def sharding_name(workers: int, shared: int | None, stage: int) -> str:
+def sharding_name(
+    workers: int, shared: int | None, stage: int, *, without_choice: bool = False
+) -> str:
     """The name of a sharded training."""
+    kind = WITHOUT_CHOICE if without_choice else SHARDED
     experts = f", experts on {shared}" if shared is not None else ""
-    return f"sharding, {workers} workers{experts}, ZeRO {stage}"
+    return f"{kind}, {workers} workers{experts}, ZeRO {stage}"
+
+
+def _all_met(experts: MixtureConfig) -> MixtureConfig:
+    """As many routed experts as a token meets, rounded up to two groups of two."""
+    routed = max(4, experts.per_token + experts.per_token % 2)
+    return replace(experts, routed=routed, per_token=routed, groups=2, groups_per_token=2)

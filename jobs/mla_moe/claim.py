@@ -54,6 +54,8 @@ STATEMENT = (
     "lower loss than conventional ones (DeepSeek-V2, arXiv 2405.04434, section 2 and tables 8, 9; "
     "DeepSeek-V3, arXiv 2412.19437, section 4.5.2)."
 )
+ALIKE = 1e-5
+"""Losses that differ by no more, in nats, count as the same."""
 LAST_STEPS = 200
 """Steps at the end of a training over which dropping is averaged."""
 
@@ -156,8 +158,19 @@ def _trajectories(
     config: Config, run: Run, corpus: Corpus, measured: Measurements
 ) -> list[Measurement]:
     """How far the loss of each sharded training of the first seed strays from one process's."""
-    planned = {arm.name: arm for arm in shardings(config, config.claim.seeds[0])}
-    reference = planned[sharding_name(1, None, 0)]
+    return [
+        measurement
+        for without_choice in (False, True)
+        for measurement in _strayed(config, run, corpus, measured, without_choice=without_choice)
+    ]
+
+
+def _strayed(
+    config: Config, run: Run, corpus: Corpus, measured: Measurements, *, without_choice: bool
+) -> list[Measurement]:
+    seed = config.claim.seeds[0]
+    planned = {arm.name: arm for arm in shardings(config, seed, without_choice=without_choice)}
+    reference = planned[sharding_name(1, None, 0, without_choice=without_choice)]
 
     def losses(arm: Arm) -> list[float]:
         task = task_of(arm.config, corpus.train, corpus.test)
@@ -167,7 +180,9 @@ def _trajectories(
 
     def difference(arm: Arm) -> dict[str, float]:
         pairs = zip(losses(arm), losses(reference), strict=True)
-        return {"largest_loss_difference": max(abs(one - other) for one, other in pairs)}
+        apart = [abs(one - other) for one, other in pairs]
+        alike = next((step for step, by in enumerate(apart) if by > ALIKE), len(apart))
+        return {"largest_loss_difference": max(apart), "steps_alike": float(alike)}
 
     def measure(arm: Arm) -> Measurement:
         decides = {**_decides(arm, corpus), "reference": _decides(reference, corpus)}

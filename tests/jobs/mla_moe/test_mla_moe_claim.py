@@ -66,6 +66,7 @@ def measurements(**changes: float) -> list[Measurement]:
             found.append(Measurement(name, seed, own))
     worst = {
         "sharding, 2 workers, ZeRO 1": ("largest_loss_difference", 1e-6),
+        "sharding without a choice, 2 workers, ZeRO 1": ("largest_loss_difference", 1e-6),
         "export, latent, bias, plain": ("largest_logit_difference", 1e-6),
     }
     for name, (figure, value) in worst.items():
@@ -100,6 +101,10 @@ def test_every_letter_of_the_acceptance_is_judged_and_can_hold() -> None:
         (arms.DROPPING, "dropped_share", 0.06, "E-share"),
         (arms.DROPPING, "loss_nats", 1.34, "E-loss"),
         ("sharding, 2 workers, ZeRO 1", "largest_loss_difference", 2e-4, "F-trajectory"),
+        (
+            *("sharding without a choice, 2 workers, ZeRO 1", "largest_loss_difference"),
+            *(2e-4, "F-arithmetic"),
+        ),
         ("export, latent, bias, plain", "largest_logit_difference", 3e-5, "G-export"),
     ],
 )
@@ -144,6 +149,18 @@ def test_arms_of_a_seed_see_the_same_rows_on_one_worker() -> None:
         assert arm.config.resources.workers.high == 1
     stages = [arm.stage for arm in (*ARMS.values(), *CURVE.values())]
     assert len(set(stages)) == len(stages)
+
+
+def test_without_a_choice_every_token_meets_every_expert() -> None:
+    planned = arms.shardings(CONFIG, 1, without_choice=True)
+    names = {arm.name for arm in planned}
+    assert len(names) == 9
+    assert not names & {arm.name for arm in arms.shardings(CONFIG, 1)}
+    for arm in planned:
+        experts = decoder_config(arm.config.model).experts
+        assert experts is not None
+        assert experts.per_token == experts.routed
+        assert experts.groups_per_token == experts.groups
 
 
 def test_shardings_are_nine_and_share_experts_in_three() -> None:
@@ -223,7 +240,7 @@ def test_the_whole_claim_at_toy_size(ray_cluster: None, tmp_path: Path) -> None:
     ]
     summary, folder = claimed(tmp_path, "claim", changes)
     content = json.loads((folder / "claim.json").read_text())
-    assert len(content["criteria"]) == len(summary.rows) == 17
+    assert len(content["criteria"]) == len(summary.rows) == 18
     held = {one["name"]: one["holds"] for one in content["criteria"]}
     # What does not depend on how long was trained.
     for name in ("A-parameters", "D-most", "D-rows", "F-trajectory", "G-export"):
