@@ -21,7 +21,8 @@ YARN = YarnConfig(factor=40.0, original_positions=32, mscale=0.707, mscale_all_d
 
 
 def export_difference(weights: Location, decoder: DecoderConfig, scratch: Path) -> dict[str, float]:
-    """The largest difference of a logit, for a model that we write and for one that we read."""
+    """The largest difference of a logit, for a model that we write and for one that we read; and
+    the largest logit."""
     model = DecoderLM(decoder, torch.Generator()).eval()
     model.load_state_dict(read_weights(weights))
     written = scratch / "written"
@@ -31,7 +32,8 @@ def export_difference(weights: Location, decoder: DecoderConfig, scratch: Path) 
         "largest_logit_difference": max(
             float((proof.reference - proof.exported).abs().max()),
             _read_difference(written, scratch / "read"),
-        )
+        ),
+        "largest_logit": float(proof.reference.abs().max()),
     }
 
 

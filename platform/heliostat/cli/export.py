@@ -33,7 +33,7 @@ def export(
     result = export_bundle(load_bundle(Location.of(bundle)), Location.of(target))
     say(
         f"logits: {result.logits} compared, largest difference {result.max_abs_difference:.2g} "
-        f"(allowed {result.tolerance:.2g})"
+        f"(allowed {result.allowed:.2g})"
     )
     say(f"{result.seconds:.1f} s, peak memory {result.peak_memory_bytes / 1e9:.2f} GB")
     say(f"exported: {result.folder.uri}")

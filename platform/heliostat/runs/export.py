@@ -45,7 +45,18 @@ class LogitProof:
     exported: torch.Tensor
     """Of the exported folder, loaded by transformers alone."""
     tolerance: float
-    """The largest absolute difference that counts as equal."""
+    """The largest difference that counts as equal, as a share of `scale`: float32 rounds by what a
+    logit is large."""
+
+    @property
+    def scale(self) -> float:
+        """The largest logit in size, at least 1."""
+        return max(1.0, float(self.reference.abs().max()))
+
+    @property
+    def allowed(self) -> float:
+        """The largest absolute difference that counts as equal."""
+        return self.tolerance * self.scale
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,8 @@ class ExportResult:
 
     folder: Location
     max_abs_difference: float
-    tolerance: float
+    allowed: float
+    """The largest difference that counts as equal."""
     logits: int
     """How many logits were compared."""
     peak_memory_bytes: int
@@ -86,7 +98,7 @@ def export_bundle(bundle: Bundle, target: Location) -> ExportResult:
     return ExportResult(
         folder=target,
         max_abs_difference=difference,
-        tolerance=proof.tolerance,
+        allowed=proof.allowed,
         logits=proof.reference.numel(),
         peak_memory_bytes=peak.bytes,
         seconds=time.monotonic() - started,
@@ -145,10 +157,10 @@ def _largest_difference(bundle: Bundle, proof: LogitProof) -> float:
         )
     difference = float((reference - exported).abs().max())
     # Written so that a NaN fails.
-    if not difference <= proof.tolerance:
+    if not difference <= proof.allowed:
         raise Fault(
             f"the export of {bundle.source} is wrong: its logits differ by {difference:.3g}, more "
-            f"than {proof.tolerance:.3g}; nothing was written"
+            f"than {proof.allowed:.3g}; nothing was written"
         )
     return difference
 

@@ -149,3 +149,10 @@ def test_an_existing_folder_is_not_written_over(
     (tmp_path / "hf" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="new or empty"):
         export_bundle(bundle(f"{job_module}:gpt2_exporter"), Location.of(tmp_path / "hf"))
+
+
+@pytest.mark.parametrize(("largest", "allowed"), [(0.1, 2e-5), (1.0, 2e-5), (22.0, 4.4e-4)])
+def test_what_counts_as_equal_grows_with_the_largest_logit(largest: float, allowed: float) -> None:
+    reference = torch.tensor([0.05, -largest])
+    proof = LogitProof(reference, reference, tolerance=2e-5)
+    assert proof.allowed == pytest.approx(allowed, rel=1e-6)
