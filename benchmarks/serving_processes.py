@@ -26,8 +26,8 @@ import psutil
 from heliostat.serve.load import Target
 
 START_S = 180.0
-QUIET = 0.05
-"""Share of a core that a server without requests may take."""
+QUIET = 0.15
+"""Share of a core that a server may take without requests: Ray's processes idle at 0.11."""
 SETTLE_S = 30.0
 """At most so long is waited for it."""
 BODIES = (

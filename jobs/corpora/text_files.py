@@ -31,6 +31,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+_FILES_PER_CHUNK = 64
+
 Encode = Callable[[str], Sequence[int]]
 
 
@@ -52,6 +54,11 @@ def text_files(folder: Path, encode: Encode, *, tokenizer: str, cache: Location)
             f"{folder} holds no text: expected files that end in {' or '.join(KINDS)}, also with "
             f"{COMPRESSED} behind it"
         )
+    relative = [path.relative_to(folder).as_posix() for path in paths]
+    chunks = [
+        tuple(relative[start : start + _FILES_PER_CHUNK])
+        for start in range(0, len(relative), _FILES_PER_CHUNK)
+    ]
     key = PreparationKey(
         content=content_of([Location.of(path) for path in paths]),
         code=code_of(sys.modules[__name__]),
@@ -59,8 +66,8 @@ def text_files(folder: Path, encode: Encode, *, tokenizer: str, cache: Location)
     )
     return prepare(
         "text-files",
-        [path.relative_to(folder).as_posix() for path in paths],
-        _ReadFile(folder, encode),
+        chunks,
+        _ReadFiles(folder, encode),
         cache,
         key,
         0,
@@ -76,22 +83,26 @@ def _kind(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _ReadFile:
-    """Turns a path below `folder` into one row."""
+class _ReadFiles:
+    """Turns paths below `folder` into rows."""
 
     folder: Path
     encode: Encode
 
-    def __call__(self, relative: str) -> Iterator[Outcome]:
-        path = self.folder / relative
-        content = path.read_bytes()
-        if path.suffix == COMPRESSED:
-            content = gzip.decompress(content)
-        text = content.decode("utf-8", errors="replace")
-        tokens = np.asarray(self.encode(text), dtype=np.uint32)
+    def __call__(self, chunk: tuple[str, ...]) -> Iterator[Outcome]:
+        texts = [self._content(name) for name in chunk]
+        tokens = [
+            np.asarray(self.encode(text.decode("utf-8", errors="replace")), dtype=np.uint32)
+            for text in texts
+        ]
         columns = [
-            pa.array([relative], pa.string()),
-            pa.array([sha256(content).hexdigest()], pa.string()),
-            pa.array([tokens], SCHEMA.field("tokens").type),
+            pa.array(chunk, pa.string()),
+            pa.array([sha256(text).hexdigest() for text in texts], pa.string()),
+            pa.array(tokens, SCHEMA.field("tokens").type),
         ]
         yield pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+    def _content(self, name: str) -> bytes:
+        path = self.folder / name
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == COMPRESSED else content

@@ -186,6 +186,6 @@ def sharding_name(
 
 
 def _all_met(experts: MixtureConfig) -> MixtureConfig:
-    """As many routed experts as a token meets, rounded up to two groups of two."""
+    """As many routed experts as a token meets, rounded up to two equal groups of two or more."""
     routed = max(4, experts.per_token + experts.per_token % 2)
     return replace(experts, routed=routed, per_token=routed, groups=2, groups_per_token=2)

@@ -18,7 +18,7 @@ from heliostat.runs.inputs import Input
 from heliostat.runs.run import Run
 from heliostat.storage import Location
 from jobs.mla_moe.config import Config
-from jobs.mla_moe.data import END_OF_TEXT, Corpus, fingerprint
+from jobs.mla_moe.data import Corpus, fingerprint
 from jobs.mla_moe.pipeline import Trained
 from models.decoder import DecoderLM
 from models.decoder_config import DecoderConfig, decoder_config_from
@@ -35,9 +35,15 @@ PROOF_LENGTH = 48
 
 
 def save_language_model(
-    config: Config, run: Run, corpus: Corpus, trained: Trained, inputs: Sequence[Input]
+    config: Config,
+    run: Run,
+    corpus: Corpus,
+    trained: Trained,
+    inputs: Sequence[Input],
+    *,
+    tokens: str | None = None,
 ) -> Location:
-    """Write the bundle of a run."""
+    """Write the bundle of a run; `tokens` is what those of the checkpoint it began with are."""
     folder = run.artefact("bundle")
     metadata: dict[str, object] = {
         "run": run.id,
@@ -46,18 +52,20 @@ def save_language_model(
     }
     if config.export != "none":
         metadata["exporter"] = EXPORTER
+    if config.model.source is not None:
+        metadata["source"] = config.model.source
     version = save_bundle(
         folder,
         weights=trained.result.last,
         parts={
             DECODER: asdict(trained.task.decoder),
             TOKENS: {
-                "kind": "bytes" if config.data.train is None else "ids",
-                "end_of_text": END_OF_TEXT,
+                "kind": tokens or ("bytes" if config.data.train is None else "ids"),
+                "end_of_text": config.data.end_of_text,
                 "trained_length": config.data.length,
             },
         },
-        card=_card(run, trained, inputs),
+        card=_card(config, run, trained, inputs),
         kind=KIND,
         metadata=metadata,
     )
@@ -88,16 +96,17 @@ def open_language_model(bundle: Bundle) -> DecoderLM:
 
 def export_language_model(bundle: Bundle, folder: Path) -> LogitProof:
     """Write config and weights as transformers reads them, and compare logits."""
-    return export_decoder(open_language_model(bundle), folder)
+    end_of_text = cast(int, bundle.json(TOKENS)["end_of_text"])
+    return export_decoder(open_language_model(bundle), folder, end_of_text)
 
 
-def export_decoder(model: DecoderLM, folder: Path) -> LogitProof:
+def export_decoder(model: DecoderLM, folder: Path, end_of_text: int = 0) -> LogitProof:
     """Write a decoder in Hugging Face layout; the proof has the logits of random sequences."""
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
     decoder = model.config
-    values = to_hf_config(decoder) | {"bos_token_id": None, "eos_token_id": END_OF_TEXT}
+    values = to_hf_config(decoder) | {"bos_token_id": None, "eos_token_id": end_of_text}
     (folder / "config.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
     tensors = to_hf(model.state_dict(), decoder)
     save_file(
@@ -112,8 +121,9 @@ def export_decoder(model: DecoderLM, folder: Path) -> LogitProof:
         return LogitProof(reference=model(ids), exported=exported(ids).logits, tolerance=TOLERANCE)
 
 
-def _card(run: Run, trained: Trained, inputs: Sequence[Input]) -> Card:
-    evaluation = trained.evaluation
+def _card(config: Config, run: Run, trained: Trained, inputs: Sequence[Input]) -> Card:
+    evaluation, source = trained.evaluation, config.model.source
+    seen = f"It has seen rows of {trained.task.length} tokens of one kind of text"
     return Card(
         title="Language model with latent attention and a mixture of experts",
         what=(
@@ -123,12 +133,18 @@ def _card(run: Run, trained: Trained, inputs: Sequence[Input]) -> Card:
         inputs=list(inputs),
         metrics=evaluation.metrics(),
         limits=(
-            f"It has seen rows of {trained.task.length} tokens of one kind of text and knows "
-            "nothing else. A small model of small data: for measuring the method, not for use."
+            f"{seen} and knows nothing else. A small model of small data: for measuring the "
+            "method, not for use."
+            if source is None
+            else f"It began with {source}, whose limits it has. {seen} since."
         ),
         how_made=(
             f"`heliostat train mla_moe --run {run.id}`: multi-head latent attention and "
             "fine-grained experts (DeepSeek-V2, arXiv 2405.04434; V3, arXiv 2412.19437)."
         ),
-        licence="Apache-2.0 for the weights made here; the inputs keep their own licences.",
+        licence=(
+            "Apache-2.0 for the weights made here; the inputs keep their own licences."
+            if source is None
+            else f"That of {source} for the weights; the other inputs keep their own licences."
+        ),
     )

@@ -1,4 +1,5 @@
-"""What the claim must show, with thresholds fixed before anything was measured.
+"""What the claim must show, with thresholds fixed before anything was measured, but for the two
+criteria that say so.
 
 Letters are those of the acceptance. A figure is a mean over the seeds unless it says otherwise;
 losses are nats a token on the test side.

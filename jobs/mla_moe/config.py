@@ -35,8 +35,11 @@ class DataConfig:
     """Table with a column `tokens` to measure on instead."""
     targets: str | None = None
     """Column of both tables, as long as `tokens`, that is not zero where a token is to be learnt:
-    supervised fine-tuning on the answers of conversations. Documents are then packed into rows
-    whole; null: every token is, and rows are windows drawn inside documents."""
+    supervised fine-tuning on the answers of conversations. Conversations are then laid end to end
+    and cut into rows, and none sees another; null: every token is learnt, and rows are windows
+    drawn inside documents."""
+    end_of_text: int = 0
+    """Token between documents; learnt after an answer, and where generation stops."""
     length: int = 128
     """Tokens of a row."""
     validation_rows: int = 256
@@ -56,6 +59,8 @@ class DataConfig:
                 f"targets is {self.targets}, but Python sources have no such column: give train "
                 "and test"
             )
+        if self.end_of_text < 0:
+            raise ConfigError(f"end_of_text is {self.end_of_text}, but it must be 0 or more")
         for name in ("length", "validation_rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 1 or more")
@@ -124,6 +129,11 @@ class Config:
     def __post_init__(self) -> None:
         check_config("fit", self.fit, self.resources)
         decoder_config(self.model)
+        if self.data.end_of_text >= self.model.vocab_size:
+            raise ConfigError(
+                f"data.end_of_text is {self.data.end_of_text}, but model.vocab_size is "
+                f"{self.model.vocab_size}"
+            )
         if self.data.length > self.model.max_positions:
             raise ConfigError(
                 f"data.length is {self.data.length}, but model.max_positions is "

@@ -19,8 +19,6 @@ from heliostat.storage import Location
 from jobs.corpora.python_sources import Collection, python_sources
 from jobs.mla_moe.config import DataConfig
 
-END_OF_TEXT = 0
-
 
 @dataclass(frozen=True)
 class Corpus:
@@ -68,6 +66,8 @@ class HeldOutRows:
     """Use only so many, spread evenly."""
     targets: str | None = None
     """Column that says which tokens are targets; None: all."""
+    end_of_text: int = 0
+    """Token between documents."""
 
     @property
     def epoch_size(self) -> int:
@@ -91,7 +91,7 @@ class HeldOutRows:
             self.location,
             self.length,
             seed=0,
-            end_of_text=END_OF_TEXT,
+            end_of_text=self.end_of_text,
             pad=None,
             shuffle=False,
             targets=self.targets,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import partial
+from typing import cast
 
 import torch
 from fastapi import APIRouter
@@ -26,7 +27,6 @@ from heliostat.serve.generation.served import NamedModel, ServedLanguageModel
 from heliostat.serve.service import Service
 from jobs.mla_moe.bundle import TOKENS, open_language_model
 from jobs.mla_moe.config import Config
-from jobs.mla_moe.data import END_OF_TEXT
 from models.balance import max_violation
 from models.decoder import DecoderLM
 from models.paged_lm import PagedLM
@@ -118,7 +118,7 @@ class MixtureEndpoint:
             )
 
         about = {"layers": model.config.layers, "context": model.config.max_positions}
-        codec = ByteCodec(frozenset({END_OF_TEXT}))
+        codec = ByteCodec(frozenset({cast(int, bundle.json(TOKENS)["end_of_text"])}))
         return ServedLanguageModel(NamedModel(NAME, codec, build, about, model), self._generation)
 
     def router(self, service: Service) -> APIRouter:

@@ -11,6 +11,7 @@ import torch
 
 from heliostat.config.resources import ResourcesConfig
 from heliostat.data.stream import Stream
+from heliostat.errors import DataError
 from heliostat.runs.run import Run
 from heliostat.storage import Location
 from heliostat.train.predict import predict
@@ -107,6 +108,8 @@ def _summed(task: MixtureLanguageModel, found: np.ndarray) -> dict[str, Any]:
     cuts = np.cumsum([2, layers * experts.routed, layers * experts.groups])
     totals, loads, sent, most = np.split(found, cuts, axis=1)
     rows = len(found)
+    if not totals[:, 1].any():
+        raise DataError(f"{task.test}: no token of the {rows} rows measured is a target")
     model = task.meta_model()
     assert isinstance(model, DecoderLM)
     by_layer = sent.reshape(rows, layers, experts.groups)

@@ -16,18 +16,20 @@ from jobs.mla_moe.data import open_corpus
 from jobs.mla_moe.pipeline import train
 from jobs.mla_moe.plan import plan
 from jobs.mla_moe.run_report import result_table, write_report
-from jobs.mla_moe.source import starting_weights
+from jobs.mla_moe.source import open_source
 
 __all__ = ["FitPlan", "claim", "plan", "run"]
 
 
 def run(config: Config, run: Run) -> RunSummary:
     """Prepare the text, train, measure, save, report."""
-    start = starting_weights(config, run)
+    start = open_source(config, run)
     corpus = open_corpus(config.data, run)
-    trained = train(config, run, corpus, start_from=start)
-    bundle = save_language_model(config, run, corpus, trained, corpus.inputs)
-    report = write_report(config, run, trained, corpus.inputs)
+    trained = train(config, run, corpus, start_from=None if start is None else start.weights)
+    inputs = corpus.inputs if start is None else (*corpus.inputs, start.origin)
+    tokens = None if start is None else start.tokens
+    bundle = save_language_model(config, run, corpus, trained, inputs, tokens=tokens)
+    report = write_report(config, run, trained, inputs)
     run.finish(trained.evaluation.metrics())
     columns, rows = result_table(config, trained)
     return RunSummary(

@@ -37,6 +37,7 @@ def task_of(config: Config, train: Location, test: Location) -> MixtureLanguageM
         steps=config.fit.steps,
         validation_rows=config.data.validation_rows,
         targets=config.data.targets,
+        end_of_text=config.data.end_of_text,
     )
 
 

@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from heliostat.data.pretrained import find_checkpoint
 from heliostat.errors import ConfigError
 from heliostat.runs.bundle import load_bundle
+from heliostat.runs.inputs import Input
 from heliostat.runs.manifest import MANIFEST_NAME
 from heliostat.runs.run import Run
 from heliostat.storage import Location
 from heliostat.train.weights import FILE, write_weights
-from jobs.mla_moe.bundle import KIND, bundle_decoder
+from jobs.mla_moe.bundle import KIND, TOKENS, bundle_decoder
 from jobs.mla_moe.config import Config
 from jobs.mla_moe.model_config import decoder_config
 from jobs.pretrained.hf_folder import convert_weights, read_decoder_config
 from models.decoder_config import DecoderConfig
 
 FREE = ("max_positions", "initial_std", "experts.capacity_factor", "experts.exempt_share")
-"""What may differ between a checkpoint and the training that begins with it: no weight and no
-answer depends on it."""
+"""What may differ between a checkpoint and the training that begins with it; the longest sequence
+may only grow."""
 
 
-def starting_weights(config: Config, run: Run) -> Location | None:
-    """The weights folder that `model.source` names, converted once; None for random weights.
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to begin with."""
+
+    weights: Location
+    """A weights folder in our layout."""
+    decoder: DecoderConfig
+    """Its shape."""
+    tokens: str | None
+    """What its tokens are, `bytes` or `ids`; None where it does not say."""
+    origin: Input
+    """For card and report."""
+
+
+def open_source(config: Config, run: Run) -> Start | None:
+    """What `model.source` names, converted once; None for random weights.
 
     Raises:
         ConfigError: the checkpoint has another shape than the section `model` describes.
@@ -38,18 +53,23 @@ def starting_weights(config: Config, run: Run) -> Location | None:
     place = Location.of(source)
     if (place / MANIFEST_NAME).exists():
         bundle = load_bundle(place, KIND)
-        _require_same(config, source, bundle_decoder(bundle))
+        decoder = bundle_decoder(bundle)
+        require_shape(config, decoder)
         kept = run.cache / f"bundle-{bundle.version}"
         if not (kept / FILE).exists():
             write_weights(kept, bundle.weights(), {"source": source})
-        return kept
+        what = f"bundle {source}, version {bundle.version}"
+        tokens = str(bundle.json(TOKENS)["kind"])
+        return Start(kept, decoder, tokens, Input("first weights", "real", what, "of the bundle"))
     folder = find_checkpoint(source, run.cache)
     decoder = read_decoder_config(folder)
-    _require_same(config, source, decoder)
-    return convert_weights(folder, decoder, run.cache)
+    require_shape(config, decoder)
+    origin = Input("first weights", "real", f"checkpoint {source}", "of its publisher")
+    return Start(convert_weights(folder, decoder, run.cache), decoder, None, origin)
 
 
-def _require_same(config: Config, source: str, found: DecoderConfig) -> None:
+def require_shape(config: Config, found: DecoderConfig) -> None:
+    """Refuse a checkpoint that the section `model` does not describe."""
     theirs = dict(_flat(asdict(found)))
     ours = dict(_flat(asdict(decoder_config(config.model))))
     if found.yarn is None:
@@ -58,12 +78,14 @@ def _require_same(config: Config, source: str, found: DecoderConfig) -> None:
         theirs.pop("yarn")
     keys = [key for key in {**theirs, **ours} if key not in FREE]
     differing = [key for key in keys if ours.get(key) != theirs.get(key)]
+    if config.model.max_positions < found.max_positions:
+        differing.append("max_positions")
     if differing:
         key = differing[0]
         more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise ConfigError(
-            f"model.source is {source}, whose {key} is {theirs.get(key)}, but the section model "
-            f"gives {ours.get(key)}{more}: take the size that it was trained with"
+            f"model.source is {config.model.source}, whose {key} is {theirs.get(key)}, but the "
+            f"section model gives {ours.get(key)}{more}: take the size that it was trained with"
         )
 
 

@@ -22,7 +22,7 @@ from heliostat.train.engine import decay_groups
 from heliostat.train.task import Batch, LossTerm, Observed, Steering, Tally
 from jobs.corpora.windows import WindowStream
 from jobs.mla_moe.config import BalanceConfig
-from jobs.mla_moe.data import END_OF_TEXT, HeldOutRows
+from jobs.mla_moe.data import HeldOutRows
 from jobs.mla_moe.steering import Steerer
 from models.balance import balance_losses
 from models.counting import active_count, head_widths
@@ -50,6 +50,8 @@ class MixtureLanguageModel:
     validation_rows: int = 256
     targets: str | None = None
     """Column that says which tokens are learnt; None: all."""
+    end_of_text: int = 0
+    """Token between documents."""
 
     def model(self) -> nn.Module:
         """Random initial weights."""
@@ -65,7 +67,7 @@ class MixtureLanguageModel:
         if self.targets is None:
             return WindowStream(self.train, self.length, self.seed)
         return PackedStream(
-            self.train, self.length, self.seed, END_OF_TEXT, pad=None, targets=self.targets
+            self.train, self.length, self.seed, self.end_of_text, pad=None, targets=self.targets
         )
 
     def eval_data(self) -> Stream:
@@ -81,6 +83,7 @@ class MixtureLanguageModel:
             is_validation=is_validation,
             limit=limit,
             targets=self.targets,
+            end_of_text=self.end_of_text,
         )
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
@@ -92,8 +95,12 @@ class MixtureLanguageModel:
             "sequence_ids": torch.tensor(ids, dtype=torch.int64),
         }
         if self.targets is not None:
-            labels = np.stack([cast(np.ndarray, sample["labels"]) for sample in samples])
-            batch["labels"] = torch.from_numpy(labels.astype(np.int64))
+            for name in ("labels", "document_ids"):
+                column = np.stack([cast(np.ndarray, sample[name]) for sample in samples])
+                batch[name] = torch.from_numpy(column.astype(np.int64))
+            # What fills up the last row is a document of its own, of which nothing is learnt.
+            filler = batch["document_ids"] < 0
+            batch["document_ids"][filler] = self.length
         return batch
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
@@ -132,7 +139,11 @@ class MixtureLanguageModel:
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tally]:
         """Mean cross entropy, nats a token."""
-        total: torch.Tensor = model(batch["input_ids"], targets_BT=_targets(batch))
+        total: torch.Tensor = model(
+            batch["input_ids"],
+            targets_BT=_targets(batch),
+            document_ids=batch.get("document_ids"),
+        )
         return {"loss": Tally(total, self.counts(batch)["tokens"])}
 
     def measured(self, model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -177,6 +188,7 @@ class MixtureLanguageModel:
         out = model(
             batch["input_ids"],
             targets_BT=_targets(batch),
+            document_ids=batch.get("document_ids"),
             sequence_ids=batch["sequence_ids"],
             observe=True,
         )

@@ -29,6 +29,7 @@ from jobs.rerope.evaluation import repeated, scores_at_the_end, windows_of
 from jobs.rerope.shapes import LanguageModel
 from jobs.rerope.study import open_corpus
 from jobs.rerope.tasks import REACH
+from models.planned_lm import plan_for
 from models.position_checks import require_inference, require_log_n
 from models.positions import EXPANDED, WINDOWED, LogN, PositionScheme, SchemeName
 
@@ -157,19 +158,25 @@ def _mean_scores(
     batch: int,
 ) -> tuple[float, float]:
     """Mean loss (nats) and accuracy of the last L targets of all windows."""
-    parts = [
-        scores_at_the_end(
+    try:
+        plan_for(model.config, scheme, train_length=train_length, length=context)
+    except ValueError as error:
+        raise ConfigError(f"scheme: {error}") from error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    losses, hits = [], []
+    for start in range(0, len(windows), batch):
+        loss, hit = scores_at_the_end(
             model,
-            windows[start : start + batch],
+            windows[start : start + batch].to(device),
             scheme,
             train_length,
             length=context,
             scored=train_length,
         )
-        for start in range(0, len(windows), batch)
-    ]
-    losses, hits = (torch.cat(one) for one in zip(*parts, strict=True))
-    return float(losses.double().mean()), float(hits.double().mean())
+        losses.append(loss.double().mean(1))
+        hits.append(hit.double().mean(1))
+    return float(torch.cat(losses).mean()), float(torch.cat(hits).mean())
 
 
 TRIALS = {

@@ -12,7 +12,7 @@ def train(
     """Train a job: prepare data, fit, evaluate, save the bundle.
 
     Without --run it starts a fresh run; with --run NAME it starts that run or goes on with it, if
-    the config is the same (resources, tracker and out may differ).
+    the config is the same (resources, tracker, out, serve and generation may differ).
 
     Examples:
 

@@ -228,7 +228,7 @@ class PackedStream:
         """Which tokens of the rows are targets; padding is neither."""
         if self.targets is None:
             return np.ones(shape, dtype=np.bool_)
-        marks = np.zeros(shape, dtype=np.int64)
+        marks = np.zeros(shape)
         flat = marks.ravel()
         self._copy(self.targets, flat, pieces)
         ends = (pieces.row * self.seq_len + pieces.place + pieces.size)[pieces.is_last] - 1
@@ -236,13 +236,13 @@ class PackedStream:
         found: npt.NDArray[np.bool_] = marks != 0
         return found
 
-    def _last_marks(self, documents: Indices) -> Indices:
+    def _last_marks(self, documents: Indices) -> npt.NDArray[np.float64]:
         """The mark of the last token of each document, which may lie in the row before."""
         assert self.targets is not None
         blocks, offsets = self.table.locate(documents)
         needed = np.unique(blocks)
         lists = [_lists(one, self.targets) for one in self.table.read_blocks(needed.tolist())]
-        marks = np.zeros(len(documents), dtype=np.int64)
+        marks = np.zeros(len(documents))
         for at, (kept, offset) in enumerate(
             zip(np.searchsorted(needed, blocks).tolist(), offsets.tolist(), strict=True)
         ):
@@ -251,7 +251,7 @@ class PackedStream:
             marks[at] = block.values[end - 1] if end > begin else 0
         return marks
 
-    def _copy(self, column: str, flat: npt.NDArray[np.int64], pieces: _Pieces) -> None:
+    def _copy(self, column: str, flat: npt.NDArray[np.int64 | np.float64], pieces: _Pieces) -> None:
         """Copy a column of the documents into the rows, laid end to end in `flat`."""
         blocks, offsets = self.table.locate(pieces.document)
         needed = np.unique(blocks)
@@ -290,7 +290,7 @@ class _Lists(NamedTuple):
     """The lists of one block without a copy."""
 
     offsets: npt.NDArray[np.integer]
-    values: npt.NDArray[np.integer]
+    values: npt.NDArray[np.integer | np.floating | np.bool_]
 
 
 def _lists(block: pa.RecordBatch, name: str) -> _Lists:

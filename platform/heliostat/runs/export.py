@@ -155,6 +155,8 @@ def _largest_difference(bundle: Bundle, proof: LogitProof) -> float:
             f"the export of {bundle.source} is wrong: its logits have the shape "
             f"{tuple(exported.shape)}, those of the bundle {tuple(reference.shape)}"
         )
+    if not bool(reference.isfinite().all()):
+        raise Fault(f"the logits of {bundle.source} are not all finite; nothing was written")
     difference = float((reference - exported).abs().max())
     # Written so that a NaN fails.
     if not difference <= proof.allowed:

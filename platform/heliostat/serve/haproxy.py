@@ -30,6 +30,7 @@ BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 RETRY_VARIABLE = "RAY_SERVE_HAPROXY_RETRY_ON"
 RETRY_ON = "conn-failure empty-response"
 """A replica that dies may have read a request, but has answered nothing."""
+_FRONTEND = re.compile(r"^frontend http_frontend\n(?: *bind .*\n)+", re.MULTILINE)
 _BACKEND = re.compile(r"^backend http-\S+(?<!-via-ingress-request-router)\n", re.MULTILINE)
 _ERROR_FILE = re.compile(r"^ *errorfile (502|503|504) .*\n", re.MULTILINE)
 _BODY_WITHIN_S = 30
@@ -57,8 +58,10 @@ def changed(configuration: str, most: int | None) -> str:
     """
     local = _OWN_PAGES.sub(r"\g<1>127.0.0.1\g<2>", configuration)
     shaped = _ERROR_FILE.sub(lambda found: _error(found[1]), local)
-    rules = ("" if most is None else _refusal(most)) + _whole_body()
-    return _BACKEND.sub(lambda found: found[0] + rules, shaped)
+    waiting = _FRONTEND.sub(lambda found: found[0] + _whole_body(), shaped)
+    if most is None:
+        return waiting
+    return _BACKEND.sub(lambda found: found[0] + _refusal(most), waiting)
 
 
 def _error(status: str) -> str:
@@ -75,7 +78,7 @@ def _body(code: str, message: str) -> str:
 
 
 def _whole_body() -> str:
-    """Lines of a backend that wait for the body of a POST."""
+    """Lines of the frontend that wait for the body of a POST: there it takes no replica's place."""
     wait = f"    http-request wait-for-body time {_BODY_WITHIN_S}s if METH_POST\n"
     return _error("408") + wait
 

@@ -34,7 +34,7 @@ def write_bundle(folder: Path, kind: str = "bytes") -> Path:
     save_bundle(
         Location.of(folder),
         weights=model.state_dict(),
-        parts={DECODER: asdict(decoder), TOKENS: {"kind": kind}},
+        parts={DECODER: asdict(decoder), TOKENS: {"kind": kind, "end_of_text": 0}},
         card=Card(
             title="tiny",
             what="Random weights.",

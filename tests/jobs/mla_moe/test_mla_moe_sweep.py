@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,7 +14,10 @@ import pytest
 
 from heliostat.cli.sweep import kind_of, read_plan
 from heliostat.config.jobs import find_job
+from heliostat.config.load import load_config
 from heliostat.errors import ConfigError
+from jobs.mla_moe.model_config import decoder_config
+from jobs.mla_moe.sweep import training
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -32,6 +37,36 @@ def test_what_is_shared_by_all_trials_is_no_key_to_search() -> None:
     plan = read_plan(job, ["sweep.space.data.length.choice=[64,128]"], ())
     with pytest.raises(ConfigError, match="a trial of kind train only looks at"):
         kind_of(job, plan)
+
+
+class _NeverTrains:
+    """A trial that must be refused before it trains."""
+
+    def __init__(self, shared: Mapping[str, object]) -> None:
+        self.shared = shared
+
+    def fit(self, *_: object, **__: object) -> None:
+        raise AssertionError("trained")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.experts.per_token=2", "whose experts.per_token is 3, but the section model gives"),
+        ("model.source=/other", "model.source is no key to search"),
+    ],
+)
+def test_a_trial_that_cannot_begin_with_the_checkpoint_is_refused(
+    change: str, message: str
+) -> None:
+    job = find_job("mla_moe", ROOT)
+    base = load_config(job, "toy", ["model.source=/begin"]).config
+    shape = dataclasses.asdict(decoder_config(base.model))
+    places = {"train": "/nowhere", "test": "/nowhere", "start": "/weights"}
+    trial = _NeverTrains({**places, "shape": shape, "source": "/begin"})
+    config = load_config(job, "toy", ["model.source=/begin", change]).config
+    with pytest.raises(ConfigError, match=message):
+        training(config, trial)
 
 
 @pytest.mark.slow

@@ -173,6 +173,34 @@ def test_only_answers_are_learnt_where_a_column_names_them(tmp_path: Path) -> No
     assert task.eval_data().samples([0])[0]["labels"].tolist()[:14] == [-100] * 14
 
 
+def test_conversations_of_one_row_do_not_see_each_other(tmp_path: Path) -> None:
+    schema = pa.schema([("tokens", pa.list_(pa.uint8())), ("is_answer", pa.list_(pa.bool_()))])
+    generator = np.random.default_rng(0)
+    texts = [generator.integers(1, 256, size) for size in (9, 17)]
+    rows = {"tokens": texts, "is_answer": [[False] * 4 + [True] * (len(t) - 4) for t in texts]}
+    with TableWriter(Location.of(tmp_path / "both"), schema, {}) as writer:
+        writer.write(pa.RecordBatch.from_pydict(rows, schema=schema))
+    task = dataclasses.replace(
+        small_task(Location.of(tmp_path / "other")),
+        train=Location.of(tmp_path / "both"),
+        length=28,
+        targets="is_answer",
+        balance=BalanceConfig(),
+    )
+    model = task.model()
+    batch = batch_of(task, 1)
+    assert task.counts(batch) == {"tokens": 5 + 1 + 13 + 1, "sequences": 1}
+    with torch.no_grad():
+        found = task.loss(model, batch)["lm"]
+        alone = []
+        for text in texts:
+            ids = torch.tensor([[*text, 0]])
+            logits = model(ids)
+            alone.append(F.cross_entropy(logits[0, 3:-1], ids[0, 4:], reduction="sum"))
+    assert isinstance(found, LossTerm)
+    assert float(found.total) == pytest.approx(float(torch.stack(alone).sum()), rel=1e-5)
+
+
 def test_operations_are_those_of_the_formula(task: MixtureLanguageModel) -> None:
     batch = batch_of(task, 4)
     h, d = 2, 32

@@ -78,7 +78,7 @@ MARKED = st.lists(st.tuples(st.integers(2, 65_535), st.booleans()), max_size=12)
     documents=st.lists(MARKED, min_size=1, max_size=30),
     seq_len=st.integers(1, 17),
     seed=st.integers(0, 2**64 - 1),
-    mark=st.sampled_from([pa.bool_(), pa.uint8()]),
+    mark=st.sampled_from([pa.bool_(), pa.uint8(), pa.float32()]),
 )
 def test_only_marked_tokens_are_targets(documents, seq_len, seed, mark) -> None:
     with tempfile.TemporaryDirectory() as folder:

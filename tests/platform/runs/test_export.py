@@ -59,6 +59,13 @@ def nan_exporter(bundle: Bundle, folder: Path) -> LogitProof:
     return LogitProof(proof.reference, proof.exported * float("nan"), tolerance=1e-6)
 
 
+def endless_exporter(bundle: Bundle, folder: Path) -> LogitProof:
+    proof = gpt2_exporter(bundle, folder)
+    reference = proof.reference.clone()
+    reference[0, 0, 0] = float("inf")
+    return LogitProof(reference, proof.exported, tolerance=1e-6)
+
+
 def lazy_exporter(bundle: Bundle, folder: Path) -> LogitProof:
     return LogitProof(torch.zeros(2), torch.zeros(2), tolerance=1e-6)
 
@@ -68,7 +75,13 @@ def job_module() -> Iterator[str]:
     """A module under `jobs` that defines the exporters above."""
     name = "jobs.for_export_tests"
     module = types.ModuleType(name)
-    for exporter in (gpt2_exporter, wrong_exporter, nan_exporter, lazy_exporter):
+    for exporter in (
+        gpt2_exporter,
+        wrong_exporter,
+        nan_exporter,
+        endless_exporter,
+        lazy_exporter,
+    ):
         copy = types.FunctionType(exporter.__code__, globals(), exporter.__name__)
         copy.__module__ = name
         setattr(module, exporter.__name__, copy)
@@ -109,7 +122,9 @@ def test_a_tied_gpt2_exports_with_equal_logits(
     assert "manifest.json" not in names
 
 
-@pytest.mark.parametrize("exporter", ["wrong_exporter", "nan_exporter", "lazy_exporter"])
+@pytest.mark.parametrize(
+    "exporter", ["wrong_exporter", "nan_exporter", "endless_exporter", "lazy_exporter"]
+)
 def test_an_export_that_is_not_proven_leaves_nothing(
     bundle: Callable[[object], Bundle], job_module: str, tmp_path: Path, exporter: str
 ) -> None:

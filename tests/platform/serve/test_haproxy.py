@@ -151,6 +151,25 @@ def test_a_post_more_than_a_replica_may_have_is_refused_and_gets_pass(
     asyncio.run(story())
 
 
+def test_a_body_that_does_not_come_takes_no_place_of_a_replica(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with proxied(tmp_path, str(MOST)) as (url, replica), aiohttp.ClientSession() as ask:
+            host, _, port = url.removeprefix("http://").partition(":")
+            held = [await asyncio.open_connection(host, int(port)) for _ in range(2 * MOST)]
+            for _, writer in held:
+                writer.write(b"POST /ask HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n")
+                await writer.drain()
+            # Nothing tells whether HAProxy has read the heads.
+            await asyncio.sleep(0.2)
+            replica.go.set()
+            async with ask.post(f"{url}/ask", json={}) as answer:
+                assert answer.status == 200
+            for _, writer in held:
+                writer.close()
+
+    asyncio.run(story())
+
+
 def test_without_a_limit_nothing_is_refused(tmp_path: Path) -> None:
     async def story() -> None:
         async with proxied(tmp_path, None) as (url, replica), aiohttp.ClientSession() as ask:
@@ -264,6 +283,7 @@ def test_what_serve_writes_has_the_places_that_are_changed() -> None:
 
     template = haproxy_templates.HAPROXY_CONFIG_TEMPLATE
     assert "\nbackend {{ backend.name or 'unknown' }}\n" in template
+    assert "\nfrontend http_frontend\n    bind {{ config.frontend_host }}" in template
     assert all(
         f"\nerrorfile {status} " in template.replace("    ", "") for status in (502, 503, 504)
     )
