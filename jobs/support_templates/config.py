@@ -182,7 +182,7 @@ class ClaimConfig:
 class SuggestConfig:
     """What the endpoint does besides classifying."""
 
-    templates: str | None = None
+    templates: str | None = field(default=None, metadata={"is_served_path": True})
     """Parquet file of today's reply templates: those retired since are not suggested any more;
     null: the templates of the bundle."""
     holdout_per_10_000: int = 200

@@ -34,6 +34,8 @@ from jobs.support_templates.data.schema import read_templates
 from jobs.support_templates.endpoint_types import (
     ContextUsed,
     Feedback,
+    Kept,
+    LifecycleAnswer,
     SuggestAnswer,
     Suggestion,
     SuggestRequest,
@@ -113,12 +115,12 @@ class SupportEndpoint:
                 409: {"model": ErrorBody, "description": "The suggestion has feedback already."}
             },
         )
-        async def feedback(event: Feedback) -> dict[str, str]:
+        async def feedback(event: Feedback) -> Kept:
             """Which template was chosen. The first feedback for a suggestion counts."""
             return await service.aside(partial(self._keep, event))  # type: ignore[no-any-return]
 
         @router.get("/lifecycle", tags=["operation"])
-        async def lifecycle() -> dict[str, Any]:
+        async def lifecycle() -> LifecycleAnswer:
             """How far the templates have moved away from the newest version."""
             return await service.aside(partial(self._lifecycle, service.newest))  # type: ignore[no-any-return]
 
@@ -197,7 +199,7 @@ class SupportEndpoint:
             latency_ms=1000 * (time.perf_counter() - began),
         )
 
-    def _keep(self, event: Feedback) -> dict[str, str]:
+    def _keep(self, event: Feedback) -> Kept:
         body = event.model_dump(exclude={"suggestion_id"})
         try:
             self._log.append(FEEDBACK, event.suggestion_id, body)
@@ -207,24 +209,23 @@ class SupportEndpoint:
             ) from None
         except EventsAway:
             raise ApiError(503, "feedback cannot be kept now", retry_after_s=5) from None
-        return {"status": "kept"}
+        return Kept()
 
-    def _lifecycle(self, version: Version) -> dict[str, Any]:
+    def _lifecycle(self, version: Version) -> LifecycleAnswer:
         model = version.model
         assert isinstance(model, SuggestionModel)
         try:
-            return dict(
-                lifecycle_report(
-                    self._log,
-                    model.classifier.label_map,
-                    model_version=version.name,
-                    top5_at_release=model.top5_at_release,
-                    now=datetime.now(UTC),
-                    config=RetrainConfig(),
-                )
+            found = lifecycle_report(
+                self._log,
+                model.classifier.label_map,
+                model_version=version.name,
+                top5_at_release=model.top5_at_release,
+                now=datetime.now(UTC),
+                config=RetrainConfig(),
             )
         except EventsAway:
             raise ApiError(503, "the events cannot be read now", retry_after_s=5) from None
+        return LifecycleAnswer.model_validate(found)
 
 
 def _check_used(request: SuggestRequest, model: SuggestionModel) -> None:

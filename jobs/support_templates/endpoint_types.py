@@ -115,3 +115,25 @@ class Feedback(BaseModel):
     chosen_template_id: Id | None = Field(None, description="null: the advocate wrote the reply.")
     selection_time_ms: StrictInt = Field(ge=0, le=86_400_000, description="Time the choice took.")
     edited: StrictBool = Field(False, description="Whether it was changed before it was sent.")
+
+
+class Kept(BaseModel):
+    """Feedback was kept."""
+
+    status: Literal["kept"] = "kept"
+
+
+class LifecycleAnswer(BaseModel):
+    """Whether it is time to train again, from the events of the last days."""
+
+    model_version: str
+    window_days: int
+    selections: int = Field(description="Templates that advocates chose.")
+    out_of_map_rate: float | None = Field(description="Share of them outside the label map.")
+    top5: float | None = Field(description="Accuracy in the holdout; null: too few selections.")
+    top5_at_release: float | None
+    reasons: list[str] = Field(description="A sentence for each limit that was crossed.")
+    holdout_selections: int
+    unknown_suggestions: int = Field(description="Feedback for suggestions that nobody made.")
+    new_templates: dict[str, int] = Field(description="Chosen, outside the label map, by volume.")
+    should_retrain: bool

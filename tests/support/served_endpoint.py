@@ -12,7 +12,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,11 +87,14 @@ class Served:
         assert status == 200, answer
         return answer
 
-    def deploy(self, *bundles: str, shadow: str | None = None) -> subprocess.CompletedProcess[str]:
-        """`heliostat serve build` and `deploy` with other bundles of the folder."""
+    def deploy(
+        self, *bundles: str, shadow: str | None = None, settings: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """`heliostat serve build` and `deploy` with other bundles of the folder, or settings."""
         words = [word for bundle in bundles for word in ("--bundle", bundle)]
         words += ["--shadow", shadow] if shadow else []
-        built = self.heliostat("serve", "build", "support_templates", *self.settings, *words)
+        words += [*self.settings, *settings]
+        built = self.heliostat("serve", "build", "support_templates", *words)
         assert built.returncode == 0, built.stderr
         return self.heliostat("serve", "deploy", "serve.yaml", "--address", self.dashboard)
 

@@ -24,6 +24,7 @@ from heliostat.serve.config import OFF, LimitsConfig, ServeConfig
 from heliostat.serve.contract import Endpoint
 from heliostat.serve.generation.config import GenerationConfig
 from heliostat.serve.lineup import Lineup, Share
+from heliostat.serve.passage import Passage
 from heliostat.serve.service import Service
 from heliostat.serve.telemetry import Telemetry
 from heliostat.storage import Location
@@ -125,8 +126,8 @@ def serving_lm(
     (port,) = free_ports(1)
     telemetry, statuses = Telemetry("language_model"), []
 
-    def note(route: str, status: int, key: str, seconds: float) -> None:
-        statuses.append((route, status))
+    def note(route: str, passage: Passage) -> None:
+        statuses.append((route, passage.status))
 
     telemetry.request = note  # type: ignore[method-assign]
     service = Service(endpoint, BatchLimits(16, 16384, 0.005, 256), telemetry)

@@ -123,23 +123,35 @@ def build(
 def deploy(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What serve build wrote.")],
     address: Dashboard = DEFAULT_DASHBOARD,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint",
+            metavar="URL",
+            help="Where the endpoint answers, for a cluster that is not on this machine.",
+        ),
+    ] = None,
 ) -> None:
     """Start an endpoint on a running cluster, or change it while it answers.
 
     Other bundles or shares take effect in place: no request is dropped, and when a bundle cannot
     be loaded what ran before goes on answering, on every replica.
     """
-    from heliostat.serve.deployment import address_of, read
-    from heliostat.serve.health import is_local
-    from heliostat.serve.rollout import deploy
+    from heliostat.serve.deployment import address_of, check, read
+    from heliostat.serve.health import Address
+    from heliostat.serve.rollout import deploy, is_here
 
-    is_here = is_local(address)
-    description = read(file, is_here=is_here)
-    place = address_of(description)
-    versions = deploy(description, address, place if is_here else None)
-    if not is_here:
-        port = place.url.rpartition(":")[2]
-        say(f"the cluster at {address} runs it; its proxy listens on port {port}")
+    description = read(file, is_here=False)
+    place = None if endpoint is None else Address(endpoint)
+    if is_here(address):
+        check(description, str(file))
+        place = place or address_of(description)
+    versions = deploy(description, address, place)
+    if place is None:
+        note(
+            f"the cluster at {address} has it, but whether its versions could be loaded is not "
+            "seen from here; with --endpoint URL this command waits for them, and goes back if not"
+        )
         return
     for version in versions:
         say(version)

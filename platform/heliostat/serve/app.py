@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from heliostat.serve.config import OFF, ServeConfig
 from heliostat.serve.contract import Endpoint
@@ -13,8 +13,10 @@ from heliostat.serve.errors import MEANINGS, ErrorBody, add_handlers
 from heliostat.serve.gate import Gate, GateRules
 from heliostat.serve.keys import KeyRing, read_keys
 from heliostat.serve.page import api_page, front_page
+from heliostat.serve.passage import Passage
 from heliostat.serve.rate_limit import RateLimit
 from heliostat.serve.service import Service
+from heliostat.serve.status_types import Answering, HealthAnswer, ModelAnswer, ShadowAnswer
 from heliostat.serve.telemetry import Telemetry
 from heliostat.serve.watched import Watched
 from heliostat.storage import Location
@@ -54,15 +56,16 @@ def build_app(
     per_minute = config.limits.requests_per_minute
     rules = GateRules(
         keys=None if config.keys == OFF else watched_keys(config.keys),
-        rate=None if per_minute is None else RateLimit(per_minute, replicas),
+        # Without keys nobody knows whose rate it would be.
+        rate=None if per_minute is None or config.keys == OFF else RateLimit(per_minute, replicas),
         body_bytes=int(config.limits.body_mb * 1e6),
         request_s=config.limits.request_s,
         refusal_s=lambda path: service.refusal_s() if path == model_path else None,
         open_paths=frozenset((*PAGES, "/healthz", f"{endpoint.prefix}/healthz")),
     )
 
-    def observe(route: str, status: int, key: str, seconds: float) -> None:
-        telemetry.request(route, status, key, seconds)
+    def observe(route: str, passage: Passage) -> None:
+        telemetry.request(route, passage)
         telemetry.waiting(service.waiting)
 
     return Gate(app, rules, observe, paths, DirectRoutes(router, endpoint.prefix))
@@ -96,44 +99,47 @@ def _application(
     if common is not None:
         app.include_router(common)
 
-    def health() -> dict[str, Any]:
+    def health() -> HealthAnswer:
         """Without paths: anybody may ask."""
         status = service.status()
-        versions = [
-            {name: value for name, value in one.items() if name != "bundle"}
-            for one in status["versions"]
-        ]
-        return {
-            "status": "ok",
-            "replica": replica,
-            "versions": versions,
-            "shadow": status["shadow"],
-            "refused_lineup": status["refused_lineup"] is not None,
-        }
+        return HealthAnswer(
+            replica=replica,
+            versions=[Answering(**one) for one in status["versions"]],
+            shadow=status["shadow"],
+            lineup=status["lineup"],
+            refused_lineup=status["refused_lineup"] is not None,
+        )
 
     @app.get(f"{prefix}/healthz", tags=["operation"])
-    async def healthz() -> dict[str, Any]:
+    async def healthz() -> HealthAnswer:
         """Whether it answers, and with which versions; needs no key."""
         return health()
 
     @app.get(f"{prefix}/model", tags=["operation"])
-    async def model() -> dict[str, Any]:
+    async def model() -> ModelAnswer:
         """The versions that answer, where they come from, and what is known of each."""
         newest = service.newest
         about: Mapping[str, object] = newest.model.about()
-        return {"replica": replica, **service.status(), "version": newest.name, **about}
+        return ModelAnswer(
+            **{"replica": replica, **service.status(), "version": newest.name, **about}
+        )
 
     @app.get(f"{prefix}/shadow", tags=["operation"])
-    async def shadow() -> dict[str, Any]:
+    async def shadow() -> ShadowAnswer:
         """How far the shadow agrees with the versions that answer, in the replica that is asked."""
-        return {
-            "replica": replica,
-            "shadow": service.status()["shadow"],
-            **service.shadow_report.to_json(),
-        }
+        found = service.shadow_report
+        return ShadowAnswer(
+            replica=replica,
+            shadow=service.status()["shadow"],
+            compared=found.compared,
+            mean_agreement=found.mean_agreement,
+            full_agreement=found.full_agreement,
+            failed=found.failed,
+            dropped=found.dropped,
+        )
 
     @app.get("/healthz", include_in_schema=False)
-    async def plain_healthz() -> dict[str, Any]:
+    async def plain_healthz() -> HealthAnswer:
         return health()
 
     @lru_cache(maxsize=2)

@@ -28,7 +28,7 @@ class LimitsConfig:
     """A request whose answer is foretold by the last batches to take longer than this, in
     milliseconds, is answered with 503, unless no other waits."""
     requests_per_minute: float | None = 6000.0
-    """For each key, over all replicas; null: no limit."""
+    """For each key, over all replicas; null, or without keys: no limit."""
 
     def __post_init__(self) -> None:
         for name in ("body_mb", "request_s", "queue", "answer_ms"):
@@ -89,7 +89,7 @@ class HttpConfig:
 class ServeConfig:
     """An endpoint."""
 
-    keys: str = "keys.json"
+    keys: str = field(default="keys.json", metadata={"is_served_path": True})
     """File with the hashed keys (heliostat serve key NAME); `off` lets everybody in."""
     replicas: IntRange = field(default_factory=lambda: IntRange(1, 1))
     """Replicas; a range scales with the load."""
@@ -102,7 +102,7 @@ class ServeConfig:
     """CPUs of a replica; the model computes with as many threads."""
     gpus_per_replica: float = 0.0
     """GPUs of a replica."""
-    events: str = "events.db"
+    events: str = field(default="events.db", metadata={"is_served_path": True})
     """Database of predictions and feedback: a file, or a URL that SQLAlchemy knows where replicas
     are on several machines."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)

@@ -8,12 +8,14 @@ the lineup must verify.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from heliostat.config.contract import JobConfig
 from heliostat.config.int_range import IntRange
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
@@ -28,6 +30,7 @@ from heliostat.storage import Location
 
 IMPORT_PATH = "heliostat.serve.replica:build"
 DEPLOYMENT = "endpoint"
+"""Name of the deployment in every application."""
 SERVE_DEFAULT = 5
 """Serve's max_ongoing_requests where nothing is said."""
 HEADROOM = 64
@@ -43,7 +46,8 @@ def describe(job: str, overrides: Sequence[str], lineup: Lineup) -> dict[str, An
         overrides: `key=value` words of the job's config.
         lineup: the versions, with absolute paths or URIs.
     """
-    config = serve_config(load_config(find_job(job), None, overrides, []).config)
+    whole = load_config(find_job(job), None, overrides, []).config
+    config = serve_config(whole)
     http: dict[str, Any] = {"host": config.http.host, "port": config.http.port}
     if config.http.tls_key is not None:
         http |= {
@@ -58,7 +62,7 @@ def describe(job: str, overrides: Sequence[str], lineup: Lineup) -> dict[str, An
                 "name": job,
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
-                "args": {"job": job, "overrides": [*overrides, *_absolute(config, overrides)]},
+                "args": {"job": job, "overrides": [*overrides, *_absolute(whole, overrides)]},
                 "logging_config": {"enable_access_log": config.http.access_log},
                 "deployments": [{"name": DEPLOYMENT, **_options(config, lineup)}],
             }
@@ -153,14 +157,24 @@ def _replicas(replicas: IntRange, target: float) -> dict[str, Any]:
     }
 
 
-def _absolute(config: ServeConfig, overrides: Sequence[str]) -> list[str]:
+def _absolute(config: JobConfig, overrides: Sequence[str]) -> list[str]:
     """Paths as words of the config, absolute: a replica runs in another folder."""
-    words = []
-    if config.keys != OFF:
-        words.append(f"serve.keys={Location.of(config.keys).uri}")
-    if "://" not in config.events:
-        words.append(f"serve.events={Path(config.events).resolve()}")
+    words = [
+        f"{key}={Path(value).resolve()}"
+        for key, value in _paths(config)
+        if value != OFF and "://" not in value
+    ]
     return [word for word in words if word not in overrides]
+
+
+def _paths(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and value of every path that a replica reads or writes."""
+    for one in fields(section):
+        value = getattr(section, one.name)
+        if is_dataclass(value):
+            yield from _paths(value, f"{prefix}{one.name}.")
+        elif value is not None and one.metadata.get("is_served_path", False):
+            yield f"{prefix}{one.name}", value
 
 
 def _check_keys(raw: Mapping[str, Any], schema: Any, where: str) -> None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from heliostat.serve.passage import note_code
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.responses import Response
@@ -111,6 +113,7 @@ def add_handlers(app: FastAPI) -> None:
     from starlette.responses import JSONResponse
 
     def respond(error: ApiError, more: Mapping[str, str] | None = None) -> Response:
+        note_code(error.code)
         headers = {**error.headers(), **(more or {})}
         return JSONResponse(error.body(), status_code=error.status, headers=headers)
 

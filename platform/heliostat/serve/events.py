@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
     create_engine,
     event,
     insert,
@@ -35,6 +36,8 @@ from heliostat.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 FLUSH_S = 0.25
+MOST_WAITING = 100_000
+"""Events that wait for a database that is away; what comes beyond is not kept."""
 _METADATA = MetaData()
 _EVENTS = Table(
     "events",
@@ -75,7 +78,10 @@ class EventLog:
         """
         self._engine = _engine(place)
         self._later: list[dict[str, str]] = []
+        self._lost = 0
+        """Events that found no room to wait."""
         self._lock = threading.Lock()
+        self._flushing = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._flush_often, name="events", daemon=True)
         self._thread.start()
@@ -100,7 +106,10 @@ class EventLog:
     def append_later(self, kind: str, id_: str, body: Mapping[str, object]) -> None:
         """Keep an event within a moment, together with others; its id must be a new one."""
         with self._lock:
-            self._later.append(_row(kind, id_, body))
+            if len(self._later) < MOST_WAITING:
+                self._later.append(_row(kind, id_, body))
+            else:
+                self._lost += 1
 
     def rows(self, kind: str, since: datetime | None = None) -> Iterator[Event]:
         """The events of a kind, oldest first; raises `EventsAway` when they cannot be read."""
@@ -112,6 +121,35 @@ class EventLog:
             for row in connection.execute(query):
                 yield Event(row.kind, row.id, datetime.fromisoformat(row.at), json.loads(row.body))
 
+    def answers(
+        self, kind: str, to: str, since: datetime
+    ) -> Iterator[tuple[Event, Mapping[str, object] | None]]:
+        """The events of a kind, oldest first, each with the body of what it answers.
+
+        Args:
+            kind: of the answers.
+            to: of the events with the same id that are answered; None where there is none.
+            since: of the answers.
+
+        Raises:
+            EventsAway: they cannot be read.
+        """
+        self.flush()
+        answered = _EVENTS.alias()
+        same = and_(answered.c.id == _EVENTS.c.id, answered.c.kind == to)
+        query = (
+            select(_EVENTS, answered.c.body.label("answered"))
+            .join(answered, same, isouter=True)
+            .where(_EVENTS.c.kind == kind, _EVENTS.c.at >= since.astimezone(UTC).isoformat())
+            .order_by(_EVENTS.c.at)
+        )
+        with self._reading() as connection:
+            for row in connection.execute(query):
+                event_ = Event(
+                    row.kind, row.id, datetime.fromisoformat(row.at), json.loads(row.body)
+                )
+                yield event_, None if row.answered is None else json.loads(row.answered)
+
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
         try:
@@ -122,18 +160,36 @@ class EventLog:
             raise EventsAway from None
 
     def flush(self) -> None:
-        """Keep what was left for later."""
+        """Keep what was left for later, and wait for what another thread is just writing."""
+        with self._flushing:
+            self._flush()
+
+    def _flush(self) -> None:
         with self._lock:
             rows, self._later = self._later, []
+            lost, self._lost = self._lost, 0
+        if lost:
+            logger.error("%d events were not kept: too many wait for the database", lost)
         if not rows:
             return
         try:
-            with self._engine.begin() as connection:
-                connection.execute(insert(_EVENTS), rows)
+            self._keep(rows)
         except SQLAlchemyError as error:
             logger.warning("%d events wait for the database: %s", len(rows), type(error).__name__)
             with self._lock:
                 self._later = [*rows, *self._later]
+
+    def _keep(self, rows: list[dict[str, str]]) -> None:
+        """Write rows, except those that are there already: a commit may have lost its answer."""
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(insert(_EVENTS), rows)
+            return
+        except IntegrityError:
+            logger.warning("some of %d events are kept already", len(rows))
+        for row in rows:
+            with suppress(IntegrityError), self._engine.begin() as connection:
+                connection.execute(insert(_EVENTS), row)
 
     def close(self) -> None:
         """Keep what is left and disconnect."""

@@ -15,12 +15,13 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from heliostat.serve.direct import DirectRoutes
-from heliostat.serve.errors import ApiError, too_busy
+from heliostat.serve.errors import CODES, ApiError, too_busy
 from heliostat.serve.keys import KeyRing
+from heliostat.serve.passage import Passage, begin
 from heliostat.serve.rate_limit import RateLimit
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NOBODY = "none"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -48,16 +48,6 @@ class GateRules:
     """Paths that need no key: health and the page."""
 
 
-@dataclass
-class _Passage:
-    """One request on its way."""
-
-    request_id: str
-    key: str = NOBODY
-    status: int = 0
-    began: float = field(default_factory=time.perf_counter)
-
-
 class Gate:
     """ASGI middleware around the whole application."""
 
@@ -65,7 +55,7 @@ class Gate:
         self,
         app: ASGIApp,
         rules: GateRules,
-        observe: Callable[[str, int, str, float], None],
+        observe: Callable[[str, Passage], None],
         routes: frozenset[str],
         direct: DirectRoutes | None = None,
     ) -> None:
@@ -74,7 +64,7 @@ class Gate:
         Args:
             app: what lies behind it.
             rules: what it demands.
-            observe: told route, status, key and seconds of every answer.
+            observe: told the route of every answer, and what is known of its request.
             routes: the paths of the API; other paths are counted as one.
             direct: routes that need not go through `app`.
         """
@@ -87,7 +77,8 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        passage = _Passage(_request_id(headers))
+        passage = Passage(_request_id(headers))
+        begin(passage)
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -109,19 +100,20 @@ class Gate:
         except TimeoutError:
             await _refuse(ApiError(504, "the answer took too long"), passage, answer)
         except _Gone:
-            passage.status = 499
+            passage.status, passage.code = 499, CODES[499]
         except asyncio.CancelledError:
             # The client has gone; nobody reads an answer.
-            passage.status = passage.status or 499
+            if not passage.status:
+                passage.status, passage.code = 499, CODES[499]
             raise
         except Exception as error:
             logger.error("request %s failed\n%s", passage.request_id, _where(error))
             await _refuse(ApiError(500, "something broke here"), passage, answer)
         finally:
             route = scope["path"] if scope["path"] in self._routes else "other"
-            self._observe(route, passage.status, passage.key, time.perf_counter() - passage.began)
+            self._observe(route, passage)
 
-    def _admit(self, path: str, headers: dict[bytes, bytes], passage: _Passage) -> None:
+    def _admit(self, path: str, headers: dict[bytes, bytes], passage: Passage) -> None:
         if path in self._rules.open_paths:
             return
         if self._rules.keys is not None:
@@ -208,10 +200,11 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def _refuse(error: ApiError, passage: _Passage, send: Send) -> None:
+async def _refuse(error: ApiError, passage: Passage, send: Send) -> None:
     """Answer with an error, unless an answer has begun."""
     if passage.status:
         return
+    passage.code = error.code
     content = json.dumps(error.body(), separators=(",", ":")).encode()
     await _respond(error.status, content, error.headers(), send)
 

@@ -24,8 +24,10 @@ class Health:
     percents: Mapping[str, float]
     """Share of each version."""
     shadow: str | None
+    lineup: str | None
+    """Id of the newest lineup that it took or refused."""
     is_lineup_refused: bool
-    """The last lineup could not be loaded, and the one before answers."""
+    """That lineup could not be loaded, and the one before answers."""
 
     @property
     def lines(self) -> list[str]:
@@ -58,6 +60,7 @@ class Address:
                 replica=str(found["replica"]),
                 percents={str(one["version"]): one["percent"] for one in found["versions"]},
                 shadow=found["shadow"],
+                lineup=found["lineup"],
                 is_lineup_refused=bool(found["refused_lineup"]),
             )
         except (urllib.error.URLError, OSError, ValueError, KeyError, TypeError) as error:

@@ -36,6 +36,9 @@ class Lineup:
     shadow: str | None = None
     """Bundle that gets a copy of every request when there is room, and whose answers are only
     compared."""
+    id: str | None = None
+    """Tells one hand-over to the replicas from another, also of the same bundles; they answer
+    `/healthz` with it."""
 
     def __post_init__(self) -> None:
         if not self.versions:
@@ -66,13 +69,13 @@ class Lineup:
         return len(self.versions) - 1
 
     def to_json(self) -> dict[str, object]:
-        """The `user_config` of the deployment."""
+        """The `user_config` of the deployment; the id belongs to a hand-over, not to a file."""
         return {"versions": [asdict(version) for version in self.versions], "shadow": self.shadow}
 
 
 def lineup_of(raw: Mapping[str, object]) -> Lineup:
     """Read a `user_config`; raises `ConfigError` naming what is wrong with it."""
-    unknown = sorted(set(raw) - {"versions", "shadow"})
+    unknown = sorted(set(raw) - {"versions", "shadow", "id"})
     if unknown:
         raise ConfigError(f"user_config has {', '.join(unknown)}; expected versions and shadow")
     versions, shadow = raw.get("versions"), raw.get("shadow")
@@ -80,7 +83,10 @@ def lineup_of(raw: Mapping[str, object]) -> Lineup:
         raise ConfigError("user_config.versions is no list; expected {bundle, percent} for each")
     if shadow is not None and not (isinstance(shadow, str) and shadow):
         raise ConfigError(f"user_config.shadow is {shadow!r}; expected the path of a bundle")
-    return Lineup(tuple(_share_of(entry) for entry in versions), shadow)
+    id_ = raw.get("id")
+    if id_ is not None and not isinstance(id_, str):
+        raise ConfigError(f"user_config.id is {id_!r}; expected a text")
+    return Lineup(tuple(_share_of(entry) for entry in versions), shadow, id_)
 
 
 def _share_of(entry: object) -> Share:

@@ -18,10 +18,13 @@ from ray import serve
 
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
+from heliostat.config.settings import MOST_IN_FLIGHT_VARIABLE, settings
+from heliostat.errors import ConfigError
 from heliostat.serve.app import build_app
 from heliostat.serve.batcher import BatchLimits
-from heliostat.serve.config import serve_config
+from heliostat.serve.config import ServeConfig, serve_config
 from heliostat.serve.contract import Endpoint
+from heliostat.serve.deployment import DEPLOYMENT, most_in_flight
 from heliostat.serve.lineup import Lineup, lineup_of
 from heliostat.serve.service import Service
 from heliostat.serve.telemetry import Telemetry
@@ -33,8 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEPLOYMENT = "endpoint"
-"""Name of the deployment in every application."""
 SWITCH_S = 0.0005
 """How long a thread may keep the interpreter while another waits for it: 5 ms by default, which the
 event loop would wait for each time that a model computes."""
@@ -52,6 +53,7 @@ class Replica:
         _log_with_serve()
         loaded = load_config(find_job(job), None, overrides, [])
         config = serve_config(loaded.config)
+        _check_haproxy(config)
         torch.set_num_threads(max(1, int(config.cpus_per_replica)))
         self._telemetry = Telemetry(job)
         endpoint: Endpoint = find_job(job).endpoint_code().endpoint(loaded.config)
@@ -103,6 +105,17 @@ class Replica:
             telemetry=self._telemetry,
             replicas=_replicas,
             replica=serve.get_replica_context().replica_id.unique_id,
+        )
+
+
+def _check_haproxy(config: ServeConfig) -> None:
+    """Refuse limits above that of HAProxy, which is set where the cluster starts."""
+    given, wanted = settings().most_in_flight, most_in_flight(config)
+    if given is not None and given.isdecimal() and int(given) < wanted:
+        raise ConfigError(
+            f"serve.limits.queue + serve.batching.items is {wanted}, but HAProxy of this cluster "
+            f"lets a replica have {given} requests in flight; start the cluster with "
+            f"{MOST_IN_FLIGHT_VARIABLE}={wanted}"
         )
 
 

@@ -7,41 +7,22 @@ back to Serve, and `deploy` is all or nothing over every replica.
 
 from __future__ import annotations
 
+import socket
 import time
+import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
 from typing import Any
 
 from heliostat.cluster.ray_cluster import present_token
 from heliostat.errors import Fault, UserError
-from heliostat.runs.bundle import load_bundle
 from heliostat.serve.deployment import DEPLOYMENT, IMPORT_PATH
-from heliostat.serve.health import Address
+from heliostat.serve.health import Address, is_local
 
 POLL_S = 0.25
 START_LIMIT_S = 180.0
 LINEUP_LIMIT_S = 120.0
 BAD = ("DEPLOY_FAILED", "UNHEALTHY")
-
-
-@dataclass(frozen=True)
-class Goal:
-    """The versions that every replica should answer with."""
-
-    percents: Mapping[str, float]
-    shadow: str | None
-
-
-def goal_of(application: Mapping[str, Any]) -> Goal:
-    """The lineup of an application whose bundles this machine can read."""
-    (deployment,) = application["deployments"]
-    assert deployment["name"] == DEPLOYMENT
-    lineup = deployment["user_config"]
-    copied = lineup.get("shadow")
-    return Goal(
-        {load_bundle(one["bundle"]).version: one.get("percent", 100) for one in lineup["versions"]},
-        None if copied is None else load_bundle(copied).version,
-    )
 
 
 def deploy(description: Mapping[str, Any], dashboard: str, address: Address | None) -> list[str]:
@@ -50,8 +31,8 @@ def deploy(description: Mapping[str, Any], dashboard: str, address: Address | No
     Args:
         description: what `describe` or `read` gave.
         dashboard: URL of the cluster's dashboard.
-        address: where it will answer; None where that cannot be known from here, and then only
-            Serve's own word is waited for.
+        address: where it will answer; None where that is not known here, and then only Serve's
+            own word is waited for.
 
     Returns:
         The versions that answer, a line each; nothing without an address.
@@ -69,7 +50,8 @@ def deploy(description: Mapping[str, Any], dashboard: str, address: Address | No
         if found.get(name, {}).get("status") == "RUNNING" and found[name]["deployed_app_config"]
     ]
     stamps = {name: state["last_deployed_time_s"] for name, state in found.items()}
-    _put(client, description, dashboard)
+    goal = uuid.uuid4().hex
+    _put(client, _with_id(description, goal), dashboard)
     try:
         _wait(
             lambda: _is_running(client, names, stamps),
@@ -81,7 +63,7 @@ def deploy(description: Mapping[str, Any], dashboard: str, address: Address | No
         ours = [one for one in description["applications"] if one["import_path"] == IMPORT_PATH]
         if address is None or not ours:
             return []
-        goal, name = goal_of(ours[0]), str(ours[0]["name"])
+        name = str(ours[0]["name"])
         _wait(
             lambda: _agree(_replicas(client, name), address, goal),
             LINEUP_LIMIT_S,
@@ -93,6 +75,27 @@ def deploy(description: Mapping[str, Any], dashboard: str, address: Address | No
             raise
         _put(client, {**description, "applications": before}, dashboard)
         raise Fault(f"{fault}; what ran before goes on answering") from None
+
+
+def is_here(dashboard: str) -> bool:
+    """Whether a cluster runs on this machine, and so sees its files.
+
+    An address of this machine may be that of a forwarded port: what the cluster says counts.
+    """
+    if not is_local(dashboard):
+        return False
+    answer = _client(dashboard)._do_request("GET", "/nodes?view=hostNameList")
+    hosts = answer.json()["data"]["hostNameList"] if answer.ok else []
+    return socket.gethostname() in hosts
+
+
+def _with_id(description: Mapping[str, Any], id_: str) -> dict[str, Any]:
+    """A description whose lineup has an id."""
+    stamped = deepcopy(dict(description))
+    for application in stamped["applications"]:
+        if application["import_path"] == IMPORT_PATH:
+            application["deployments"][0]["user_config"]["id"] = id_
+    return stamped
 
 
 def _client(dashboard: str) -> Any:
@@ -147,20 +150,29 @@ def _replicas(client: Any, name: str) -> set[str]:
     return {one["replica_id"] for one in replicas if one["state"] == "RUNNING"}
 
 
-def _agree(replicas: set[str], address: Address, goal: Goal) -> bool:
-    """Whether all replicas have the goal; raises when one has refused it.
+def _agree(replicas: set[str], address: Address, goal: str) -> bool:
+    """Whether all replicas have taken a lineup; raises when one has refused it.
 
     Each question goes to a replica that the proxy chooses, so it is asked until all have answered.
+    A question without an answer is asked again: a proxy or a replica may just be replaced.
+
+    Args:
+        replicas: their names.
+        address: where they answer.
+        goal: id of the lineup.
     """
     done: set[str] = set()
     for _ in range(20 * max(1, len(replicas))):
-        health = address.health()
+        try:
+            health = address.health()
+        except UserError:
+            return False
+        if health.lineup != goal:
+            return False
         if health.is_lineup_refused:
             raise Fault(
                 "the new versions could not be loaded; GET .../model has the reason as last_refusal"
             )
-        if health.percents != goal.percents or health.shadow != goal.shadow:
-            return False
         done.add(health.replica)
         if replicas <= done:
             return bool(replicas)

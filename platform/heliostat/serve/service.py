@@ -24,6 +24,7 @@ from heliostat.serve.contract import Answer, Endpoint, Model, Queueing
 from heliostat.serve.durations import Durations
 from heliostat.serve.errors import ApiError
 from heliostat.serve.lineup import Lineup
+from heliostat.serve.passage import note_version
 from heliostat.serve.shadow import ShadowReport
 from heliostat.serve.telemetry import Telemetry
 
@@ -91,6 +92,8 @@ class Service:
         self._loaded: _Loaded | None = None
         self._failure: str | None = None
         self._last_refusal: str | None = None
+        self._settled: str | None = None
+        """Id of the newest lineup that was taken or refused."""
         self._changing = asyncio.Lock()
         self._shadows: set[asyncio.Task[None]] = set()
         self.shadow_report = ShadowReport()
@@ -114,7 +117,7 @@ class Service:
             ApiError: 503 when too many requests wait.
         """
         loaded = self._require()
-        version = loaded.chosen(sticky_key or uuid.uuid4().hex)
+        version = _chosen(loaded, sticky_key)
         version.batcher.admit(version.preparing.count)
         if characters <= PREPARED_AT_ONCE:
             item = prepare(version)
@@ -162,7 +165,7 @@ class Service:
 
     def version_for(self, sticky_key: str | None = None) -> Version:
         """The version that a key belongs to; None: any, by the shares of the lineup."""
-        return self._require().chosen(sticky_key or uuid.uuid4().hex)
+        return _chosen(self._require(), sticky_key)
 
     @property
     def newest(self) -> Version:
@@ -189,19 +192,21 @@ class Service:
                 }
             except Exception as error:
                 self._failure = self._last_refusal = _sentence(error)
+                self._settled = lineup.id
                 raise
             if loaded is None or lineup.shadow != loaded.lineup.shadow:
                 self.shadow_report = ShadowReport()
             self._failure = None
             if loaded is not None and lineup != loaded.lineup:
                 self._last_refusal = None
-            self._loaded = _Loaded(lineup, versions)
+            self._loaded, self._settled = _Loaded(lineup, versions), lineup.id
 
     def status(self) -> dict[str, Any]:
         """The lineup that answers, and why the newest one does not, if so; JSON.
 
-        `refused_lineup` is about the newest lineup; `last_refusal` stays when the one before was
-        given back, until another takes its place.
+        `lineup` is the id of the newest lineup that was taken or refused, and `refused_lineup` is
+        about it; `last_refusal` stays when the one before was given back, until another takes its
+        place.
         """
         loaded = self._require()
         shadow = loaded.shadow
@@ -216,6 +221,7 @@ class Service:
                 for share in loaded.lineup.versions
             ],
             "shadow": shadow.name if shadow is not None else None,
+            "lineup": self._settled,
             "refused_lineup": self._failure,
             "last_refusal": self._last_refusal,
         }
@@ -287,6 +293,13 @@ class Service:
             self.shadow_report.failed += 1
             self._telemetry.shadow("failed")
             logger.warning("the shadow %s failed: %s", shadow.name, type(error).__name__)
+
+
+def _chosen(loaded: _Loaded, sticky_key: str | None) -> Version:
+    """The version of a request; None: any."""
+    version = loaded.chosen(sticky_key or uuid.uuid4().hex)
+    note_version(version.name)
+    return version
 
 
 def _sentence(error: Exception) -> str:

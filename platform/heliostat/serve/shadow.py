@@ -22,13 +22,7 @@ class ShadowReport:
         self.agreement_sum += agreement
         self.full_agreement += agreement >= 1
 
-    def to_json(self) -> dict[str, float | int | None]:
-        """The report."""
-        mean = self.agreement_sum / self.compared if self.compared else None
-        return {
-            "compared": self.compared,
-            "mean_agreement": mean,
-            "full_agreement": self.full_agreement,
-            "failed": self.failed,
-            "dropped": self.dropped,
-        }
+    @property
+    def mean_agreement(self) -> float | None:
+        """None before the first comparison."""
+        return self.agreement_sum / self.compared if self.compared else None

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from heliostat.serve.passage import Passage
+
 if TYPE_CHECKING:
     from heliostat.serve.generation.request import Finished
 
 LATENCIES_S = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
 HANDED_OVER_EVERY_S = 0.5
+REQUEST_TAGS = ("route", "status", "code", "key", "version")
 
 
 class Telemetry:
@@ -31,13 +34,13 @@ class Telemetry:
         self._requests = Counter(
             "heliostat_serve_requests",
             "Answered requests.",
-            tag_keys=("endpoint", "route", "status", "key"),
+            tag_keys=("endpoint", *REQUEST_TAGS),
         )
         self._latency = Histogram(
             "heliostat_serve_latency_s",
             "Seconds from the request to its answer.",
             boundaries=LATENCIES_S,
-            tag_keys=("endpoint", "route"),
+            tag_keys=("endpoint", "route", "version"),
         )
         self._batch = Histogram(
             "heliostat_serve_batch_items",
@@ -72,17 +75,18 @@ class Telemetry:
             *(self._computed, self._shadow, self._agreement),
         ):
             metric.set_default_tags(tags)
-        self._answered: Counts[tuple[str, int, str]] = Counts()
-        self._seconds: list[tuple[str, float]] = []
+        self._answered: Counts[tuple[str, ...]] = Counts()
+        self._seconds: list[tuple[str, str, float]] = []
         self._queued = 0
         self._lock = threading.Lock()
         threading.Thread(target=self._hand_over, name="telemetry", daemon=True).start()
 
-    def request(self, route: str, status: int, key: str, seconds: float) -> None:
+    def request(self, route: str, passage: Passage) -> None:
         """Count an answer. `route` must be a path of the API, not one that a client made up."""
+        tags = (route, str(passage.status), passage.code, passage.key, passage.version)
         with self._lock:
-            self._answered[route, status, key] += 1
-            self._seconds.append((route, seconds))
+            self._answered[tags] += 1
+            self._seconds.append((route, passage.version, passage.seconds))
 
     def batch(self, size: int, *, version: str) -> None:
         """Count a batch."""
@@ -99,10 +103,10 @@ class Telemetry:
             with self._lock:
                 answered, self._answered = self._answered, Counts()
                 waited, self._seconds = self._seconds, []
-            for (route, status, key), number in answered.items():
-                self._requests.inc(number, {"route": route, "status": str(status), "key": key})
-            for route, seconds in waited:
-                self._latency.observe(seconds, {"route": route})
+            for tags, number in answered.items():
+                self._requests.inc(number, dict(zip(REQUEST_TAGS, tags, strict=True)))
+            for route, version, seconds in waited:
+                self._latency.observe(seconds, {"route": route, "version": version})
             self._waiting.set(self._queued)
 
     def shadow(self, outcome: str, agreement: float = 0.0) -> None:

@@ -191,6 +191,11 @@ class SweepConfig:
                 f"scheduler is pbt and searcher is {self.searcher}: the members of a population "
                 "begin at random; set searcher to random"
             )
+        if self.scheduler == "pbt" and (self.budget.steps or self.budget.minutes):
+            raise ConfigError(
+                "scheduler is pbt, whose members all begin at once, so budget.steps and "
+                "budget.minutes would end nothing; give budget.trials and the length of a training"
+            )
         if self.space and self.searcher != "grid" and self.budget.trials is None:
             raise ConfigError(
                 f"searcher is {self.searcher} and budget.trials is null: only a grid knows how "

@@ -63,7 +63,7 @@ class Director:
         self._queue = [self._again(record).name for record in self._unfinished(records)]
         if isinstance(self._policy, Population):
             self._queue += [self._begun(n).name for n in range(self._numbers(), plan.trials)]
-        self._spent_s = sum(record.seconds for record in records)
+        self._spent_s = self.ledger.elapsed_s()
         self._began = time.monotonic()
         self._is_closing = False
 
@@ -169,8 +169,12 @@ class Director:
             spent = sum(record.steps for record in self.ledger.records())
             if spent >= budget.steps:
                 return False
-        minutes = (self._spent_s + time.monotonic() - self._began) / 60
+        minutes = self._elapsed_s() / 60
         return budget.minutes is None or minutes < budget.minutes
+
+    def _elapsed_s(self) -> float:
+        """Wall-clock seconds, those before a restart included."""
+        return self._spent_s + time.monotonic() - self._began
 
     def _has_more(self) -> bool:
         return bool(self._queue) or self._may_begin()
@@ -184,6 +188,7 @@ class Director:
     def judge(self, name: str, point: Point) -> bool:
         """Note an evaluation; whether the trial goes on now."""
         record = self.ledger.write(self.ledger[name].at(point))
+        self.ledger.note_elapsed(self._elapsed_s())
         self._release(record)
         decision = self._policy.decide(record, point, self._others(record))
         if decision == "continue" or point.step >= point.steps:
@@ -220,6 +225,7 @@ class Director:
         record = self._timed(self.ledger[name], status)
         record = replace(record, metrics=metrics, error=error, ended=clock.now())
         self.ledger.write(record)
+        self.ledger.note_elapsed(self._elapsed_s())
         self._release(record)
         self._proposer.learn(record)
         self._tell(self._sentence(record))

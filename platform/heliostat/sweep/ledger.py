@@ -20,6 +20,7 @@ from heliostat.storage import Location
 from heliostat.sweep.space import Values
 
 LEDGER = "ledger"
+ELAPSED = "elapsed.txt"
 TRIALS = "trials"
 
 Status = Literal[
@@ -115,6 +116,15 @@ class Ledger:
         self._records[record.name] = record
         (self._folder / f"{record.name}.json").write_text(pretty(asdict(record)))
         return record
+
+    def elapsed_s(self) -> float:
+        """Wall-clock seconds that the sweep had gone on for when it was noted last."""
+        file = self._folder / ELAPSED
+        return float(file.read_text()) if file.exists() else 0.0
+
+    def note_elapsed(self, seconds: float) -> None:
+        """Keep how long the sweep has gone on for."""
+        (self._folder / ELAPSED).write_text(f"{seconds:.3f}")
 
     def end(self, name: str, status: Status, **changes: Any) -> TrialRecord:
         """End a trial."""

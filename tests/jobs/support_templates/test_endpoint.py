@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -273,6 +274,32 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_answering(one: Serve
     )
     assert done.returncode == 2
     assert "label_map.json" in done.stderr
+
+
+def test_a_cluster_elsewhere_is_waited_for_where_it_is_said_where_it_answers(one: Served) -> None:
+    write_support_bundle(one.folder / "refused", 9, redactor_version="0")
+    words = [*one.settings, "--bundle", "refused"]
+    assert one.heliostat("serve", "build", "support_templates", *words).returncode == 0
+    # This machine's address, written so that nobody takes it for that.
+    far = one.dashboard.replace("127.0.0.1", "127.1")
+    command = ("serve", "deploy", "serve.yaml", "--address", far)
+    done = one.heliostat(*command, "--endpoint", one.url)
+    assert done.returncode == 1, done.stderr
+    assert "what ran before goes on answering" in done.stderr
+    assert one.suggest()["model_version"] == one.versions["one"]
+    done = one.heliostat(*command)
+    assert done.returncode == 0, done.stderr
+    assert "--endpoint URL" in done.stderr
+
+
+def test_the_same_bundle_given_again_is_read_again(one: Served) -> None:
+    moved = one.folder / "moved"
+    shutil.copytree(one.folder / "one", moved)
+    assert one.deploy("moved").returncode == 0
+    shutil.rmtree(moved)
+    shutil.copytree(one.folder / "three", moved)
+    assert one.deploy("moved").returncode == 0
+    assert one.suggest()["model_version"] == one.versions["three"]
 
 
 def test_a_shadow_gets_copies_and_answers_nobody(one: Served) -> None:

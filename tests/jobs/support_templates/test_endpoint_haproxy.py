@@ -80,3 +80,11 @@ def test_a_swap_behind_haproxy_drops_no_request_and_replicas_follow_the_load(
     assert set(seen) == {200}
     assert len(names) == 2
     assert served.suggest()["model_version"] == served.versions["two"]
+
+
+def test_more_than_haproxy_lets_through_is_refused_with_what_to_set(served: Served) -> None:
+    before = served.suggest()["model_version"]
+    done = served.deploy("one", settings=["serve.limits.queue=256"])
+    assert done.returncode == 1
+    assert "HELIOSTAT_MOST_IN_FLIGHT=272" in done.stderr, done.stderr
+    assert served.suggest()["model_version"] == before

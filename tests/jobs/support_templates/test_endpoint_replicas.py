@@ -86,6 +86,16 @@ def test_it_speaks_https_and_a_new_lineup_is_in_every_replica_when_deploy_return
     assert {version for _, version in after} == {served.versions["two"]}
 
 
+def test_a_lineup_that_cannot_be_loaded_is_taken_back_from_every_replica(served: Served) -> None:
+    assert served.deploy("two").returncode == 0
+    before = replicas_and_versions(served)
+    write_support_bundle(served.folder / "broken", 9, redactor_version="0")
+    done = served.deploy("broken")
+    assert done.returncode == 1, done.stderr
+    assert "what ran before goes on answering" in done.stderr
+    assert replicas_and_versions(served) == before
+
+
 def test_of_the_same_feedback_sent_at_once_to_all_replicas_one_is_kept(served: Served) -> None:
     suggestion = served.suggest()["suggestion_id"]
 

@@ -89,3 +89,17 @@ def test_templates_outside_the_map_are_listed_by_volume_and_old_ones_forgotten(
     later = report(log, days_later=8)
     assert (later["selections"], later["out_of_map_rate"]) == (0, None)
     assert later["should_retrain"] is False
+
+
+def test_feedback_for_suggestions_that_nobody_made_is_counted_and_counts_for_nothing(
+    log: EventLog,
+) -> None:
+    for number in range(100):
+        keep(log, number, "a")
+    for number in range(6):
+        log.append(FEEDBACK, f"invented-{number}", {"chosen_template_id": "zzz"})
+    found = report(log)
+    assert found["unknown_suggestions"] == 6
+    assert (found["selections"], found["out_of_map_rate"]) == (100, 0.0)
+    assert found["new_templates"] == {}
+    assert found["should_retrain"] is False

@@ -13,12 +13,14 @@ from fastapi import FastAPI
 from heliostat.serve.errors import ApiError, add_handlers
 from heliostat.serve.gate import Gate, GateRules
 from heliostat.serve.keys import Key, KeyRing, digest_of
+from heliostat.serve.passage import Passage, note_version
 from heliostat.serve.rate_limit import RateLimit
 
 TOKENS = {"crm": "hs_first", "shop": "hs_second"}
 RING = KeyRing([Key(name, digest_of(token)) for name, token in TOKENS.items()])
 SECRET = "my card number is 4111"
-Seen = list[tuple[str, int, str]]
+Seen = list[tuple[str, int, str, str, str]]
+"""Route, status, key, code of the error, and version of each answer."""
 
 
 def rules(**changes: Any) -> GateRules:
@@ -40,6 +42,9 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         raise RuntimeError(SECRET)
     if scope["path"] == "/refuses":
         raise ApiError(409, "no", field="a.b")
+    if scope["path"] == "/chooses":
+        note_version("v7")
+        raise ApiError(429, "too many", code="queue_full")
     if scope["path"] == "/slow":
         await asyncio.sleep(60)
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -74,9 +79,9 @@ def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    def observe(route: str, status: int, key: str, seconds: float) -> None:
+    def observe(route: str, passage: Passage) -> None:
         if seen is not None:
-            seen.append((route, status, key))
+            seen.append((route, passage.status, passage.key, passage.code, passage.version))
 
     gate = Gate(app, gate_rules, observe, frozenset({"/echo"}))
     scope = {
@@ -103,7 +108,7 @@ def test_every_key_of_the_ring_opens_and_is_named_in_the_metrics() -> None:
     for token in TOKENS.values():
         status, _, body = ask(rules(), token=token, body=b"hello", seen=seen)
         assert (status, body) == (200, b"hello")
-    assert seen == [("/echo", 200, "crm"), ("/echo", 200, "shop")]
+    assert seen == [("/echo", 200, "crm", "", ""), ("/echo", 200, "shop", "", "")]
 
 
 @pytest.mark.parametrize(
@@ -246,4 +251,30 @@ def test_paths_that_a_client_made_up_are_counted_as_one() -> None:
     seen: Seen = []
     ask(rules(), "/made-up-1", seen=seen)
     ask(rules(), "/made-up-2", seen=seen)
-    assert {route for route, _, _ in seen} == {"other"}
+    assert {one[0] for one in seen} == {"other"}
+
+
+def test_an_answer_is_counted_with_its_error_and_the_version_that_was_chosen() -> None:
+    seen: Seen = []
+    ask(rules(), "/chooses", seen=seen)
+    ask(rules(), token="hs_wrong", seen=seen)
+    ask(rules(), body=b"", headers={"content-length": "101"}, seen=seen)
+    assert seen == [
+        ("other", 429, "crm", "queue_full", "v7"),
+        ("/echo", 403, "none", "forbidden", ""),
+        ("/echo", 413, "crm", "too_large", ""),
+    ]
+
+
+def test_errors_of_the_routes_are_counted_with_their_code_too() -> None:
+    app = FastAPI()
+    add_handlers(app)
+
+    @app.post("/full")
+    async def full() -> None:
+        raise ApiError(503, "no", code="queue_full")
+
+    seen: Seen = []
+    assert ask(rules(), "/full", app=app, seen=seen)[0] == 503
+    assert ask(rules(), "/nowhere", app=app, seen=seen)[0] == 404
+    assert [(one[1], one[3]) for one in seen] == [(503, "queue_full"), (404, "not_found")]

@@ -107,6 +107,26 @@ def test_no_trial_is_started_when_the_steps_are_spent(plan_of: PlanOf, sweep: Lo
     assert drain(director) == ["t000", "t001"]
 
 
+def test_minutes_are_those_of_the_clock_before_a_restart_too(
+    plan_of: PlanOf, sweep: Location, tmp_path: Path
+) -> None:
+    first = Director(plan_of(), sweep, print)
+    one, other = first.next(), first.next()
+    finish(first, one)
+    assert other is not None
+    # Two at a time, for ten minutes each, are not twenty minutes.
+    for record in first.ledger.records():
+        first.ledger.write(replace(record, seconds=600.0))
+    first.ledger.note_elapsed(601.0)
+    limited = plan_of("sweep.budget.minutes=15")
+    assert drain(Director(limited, sweep, print)) == ["t001", "t002", "t003"]
+    late = Location.of(tmp_path / "late")
+    begun = Director(limited, late, print)
+    finish(begun, begun.next())
+    begun.ledger.note_elapsed(901.0)
+    assert drain(Director(limited, late, print)) == []
+
+
 def test_a_failed_trial_is_tried_once_more_when_the_sweep_goes_on(
     plan_of: PlanOf, sweep: Location
 ) -> None:

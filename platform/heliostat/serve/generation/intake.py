@@ -13,6 +13,7 @@ from heliostat.serve.errors import ApiError
 from heliostat.serve.generation.engine import Engine, Generation
 from heliostat.serve.generation.request import Request
 from heliostat.serve.generation.served import ServedLanguageModel
+from heliostat.serve.passage import note_version
 from heliostat.serve.service import Service, Version
 
 Prompt = str | Sequence[int]
@@ -52,6 +53,7 @@ class LanguageService:
             return by_share
         for one in self.models:
             if name in (one.model.name, f"{one.model.name}:{one.version.name}"):
+                note_version(one.version.name)
                 return one
         known = ", ".join(dict.fromkeys(one.model.name for one in self.models))
         raise ApiError(404, f"there is no such model; there is {known}", field="model")
