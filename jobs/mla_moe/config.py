@@ -127,7 +127,7 @@ class Config:
     """The experiment tracker."""
 
     def __post_init__(self) -> None:
-        check_config("fit", self.fit, self.resources)
+        check_config("fit", self.fit, self.resources, ("loss",))
         decoder_config(self.model)
         if self.data.end_of_text >= self.model.vocab_size:
             raise ConfigError(

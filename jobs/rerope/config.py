@@ -212,7 +212,7 @@ class Config:
     """The experiment tracker."""
 
     def __post_init__(self) -> None:
-        check_config("fit", self.fit, self.resources)
+        check_config("fit", self.fit, self.resources, ("loss",))
         if self.length < 16:
             raise ConfigError(f"length is {self.length}; expected at least 16 tokens")
         inverse = self.inverse_leaky

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from heliostat.config.int_range import IntRange
+from heliostat.config.jobs import find_job
+from heliostat.config.load import load_config
 from heliostat.runs.claim import ClaimResult, Criterion, Measurement, write_claim
 from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
@@ -27,10 +29,9 @@ from heliostat.train.parallel import in_parallel
 from jobs.support_templates.arms import classical_arms, recent_template_ids
 from jobs.support_templates.claim_criteria import criteria
 from jobs.support_templates.claim_report import write_claim_report
-from jobs.support_templates.config import ClassifierStage, Config
+from jobs.support_templates.config import RANDOM_WEIGHTS, ClaimConfig, ClassifierStage, Config
 from jobs.support_templates.evaluation import Evaluation
 from jobs.support_templates.pipeline import (
-    RANDOM_WEIGHTS,
     Base,
     Conversations,
     Labelled,
@@ -87,7 +88,7 @@ class Seed:
 
 def claim(config: Config, run: Run) -> RunSummary:
     """Measure the claim over all seeds and write `claim.json` and a report."""
-    config = _one_worker(config)
+    given, config = config, _one_worker(config)
     # The general text is shared: prepared before anything runs in parallel.
     if config.model.source == RANDOM_WEIGHTS:
         general_documents(config, run)
@@ -120,7 +121,7 @@ def claim(config: Config, run: Run) -> RunSummary:
         command=_command(config),
         seconds=run.seconds,
     )
-    write_claim(run.folder, result, _docs_folder(config))
+    write_claim(run.folder, result, _docs_folder(given))
     report = write_claim_report(run, result, points)
     run.finish({"holds": float(result.holds)}, seeds=config.claim.seeds)
     return RunSummary(
@@ -345,16 +346,29 @@ def _as_measurements(points: Sequence[ScalingPoint], seed: int) -> list[Measurem
 
 
 def _command(config: Config) -> str:
-    seeds = config.data.simulator.seed_utterances
-    extra = f" data.simulator.seed_utterances={Path(seeds).name}" if seeds else ""
-    return f"heliostat claim support_templates{extra}"
+    """What measures the same, as far as it was not another size."""
+    utterances, seeds = config.data.simulator.seed_utterances, list(config.claim.seeds)
+    words = [f"data.simulator.seed_utterances={Path(utterances).name}"] if utterances else []
+    words += [f"claim.seeds={seeds}".replace(" ", "")] if seeds != list(ClaimConfig().seeds) else []
+    return " ".join(["heliostat claim support_templates", *words])
 
 
 def _docs_folder(config: Config) -> Path | None:
-    """`docs/` of a checkout that the claim is measured from, for the packaged default only."""
-    is_default = config.data.cases is None and config.data.simulator.seed_utterances is None
+    """`docs/` of a checkout that the claim is measured from, as it stands there and in full."""
     docs = Path("docs")
-    return docs if is_default and (docs / "claims").is_dir() else None
+    return docs if is_quotable(config) and (docs / "claims").is_dir() else None
+
+
+def is_quotable(config: Config) -> bool:
+    """Whether what decides the figures is what the job's own config says, with all its seeds."""
+    default = load_config(find_job("support_templates"), None, [], []).config
+    assert isinstance(default, Config)
+    own = replace(config.claim, seeds=default.claim.seeds, parallel=default.claim.parallel)
+    same = replace(config, claim=own)
+    deciding = ("data", "model", "general", "dapt", "dft", "compare", "encoder", "claim")
+    return set(config.claim.seeds) >= set(default.claim.seeds) and all(
+        getattr(same, name) == getattr(default, name) for name in deciding
+    )
 
 
 def _row(criterion: Criterion) -> tuple[str, float, str, float, str]:

@@ -15,6 +15,12 @@ from heliostat.train.config import FitConfig
 from heliostat.train.preflight import check_config
 from jobs.support_templates.contexts import ContextConfig
 from jobs.support_templates.data.sim_config import SimConfig
+from models.decoder_config import DecoderConfig, gpt_neox_config
+
+RANDOM_WEIGHTS = "config"
+"""The source of a model that starts from random weights."""
+CLASSIFIER_MEASURES = ("loss", "top1", "top3", "top5")
+"""What an evaluation of the classifier gives."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class DataConfig:
 class ModelConfig:
     """The decoder that is adapted and fine-tuned."""
 
-    source: str = "config"
+    source: str = RANDOM_WEIGHTS
     """`config`: random weights of the sizes below, pretrained in stage 0; else a folder in Hugging
     Face layout, or the name of a model on a hub."""
     vocab_size: int = 2048
@@ -69,6 +75,20 @@ class ModelConfig:
     """Longest sequence; unused with another source."""
     family: str = field(default="gpt_neox", metadata={"choices": ("gpt_neox",)})
     """Architecture of random weights; unused with another source."""
+
+
+def decoder_of(model: ModelConfig) -> DecoderConfig:
+    """The decoder of random weights; raises `ConfigError` where the sizes do not go together."""
+    try:
+        return gpt_neox_config(
+            vocab_size=model.vocab_size,
+            width=model.width,
+            layers=model.layers,
+            heads=model.heads,
+            max_positions=model.max_positions,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error).rstrip(".")) from None
 
 
 @dataclass(frozen=True)
@@ -107,6 +127,14 @@ class ClassifierStage:
     """Which hidden state is classified: that of the last token, or the mean."""
     label_budget: int | None = None
     """Use only this many labelled messages for training; null: all."""
+    label_smoothing: float = 0.0
+    """Share of the target that all templates of the label map divide evenly (ours)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(
+                f"label_smoothing is {self.label_smoothing}; expected 0 or more, below 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -242,17 +270,24 @@ class Config:
 
     def __post_init__(self) -> None:
         fits = {"dapt.fit": self.dapt.fit, "dft.fit": self.dft.fit}
-        if self.model.source == "config":
+        if self.model.source == RANDOM_WEIGHTS:
             fits["general.training.fit"] = self.general.training.fit
         for name, settings in fits.items():
-            check_config(name, settings, self.resources)
-        if self.encoder.enabled and self.model.source != "config":
+            measures = CLASSIFIER_MEASURES if name == "dft.fit" else ("loss",)
+            check_config(name, settings, self.resources, measures)
+        if self.encoder.enabled and self.model.source != RANDOM_WEIGHTS:
             raise ConfigError(
                 f"encoder.enabled is true and model.source is {self.model.source}: the encoder "
                 "starts from random weights, so it is only compared with a decoder that does; set "
                 "encoder.enabled=false or model.source=config"
             )
-        if self.model.source == "config":
+        if self.claim.second_width == self.model.width:
+            raise ConfigError(
+                f"claim.second_width is {self.claim.second_width}, which is model.width too; the "
+                "scaling report compares two sizes"
+            )
+        if self.model.source == RANDOM_WEIGHTS:
+            decoder_of(self.model)
             longest = max(self.dapt.seq_len, self.dft.context.max_tokens)
             if longest > self.model.max_positions:
                 raise ConfigError(

@@ -27,7 +27,13 @@ from heliostat.storage import Location
 from heliostat.train.fit import FitResult, fit
 from heliostat.train.predict import Predictor, predict
 from heliostat.train.task import Batch
-from jobs.support_templates.config import ClassifierStage, Config, LanguageModelStage
+from jobs.support_templates.config import (
+    RANDOM_WEIGHTS,
+    ClassifierStage,
+    Config,
+    LanguageModelStage,
+    decoder_of,
+)
 from jobs.support_templates.data.rows import Template
 from jobs.support_templates.data.schema import read_templates, refuse_repeated_cases
 from jobs.support_templates.data.sim_config import POOLS
@@ -61,10 +67,12 @@ from jobs.support_templates.tokenizer import (
     train_tokenizer,
     write_codec,
 )
-from models.decoder_config import DecoderConfig, gpt_neox_config
+from models.decoder_config import DecoderConfig
 
-RANDOM_WEIGHTS = "config"
 VALIDATION_PARAGRAPHS = 400
+BEYOND_BUDGET, CUT_INSIDE = "beyond_label_budget", "cut_inside"
+"""Reasons among what was skipped: labelled messages of training that were not drawn, and contexts
+that begin inside a message, which are not skipped but cut."""
 LABELLED_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -199,15 +207,7 @@ def pretrained_base(config: Config, run: Run, tokenizer: Location, weights: Loca
         found = open_pretrained(config.model.source, run.cache)
         return Base(found.decoder, found.codec, weights, None)
     codec = load_codec(tokenizer.local_path) if tokenizer.is_local else _remote_codec(tokenizer)
-    model = config.model
-    decoder = gpt_neox_config(
-        vocab_size=model.vocab_size,
-        width=model.width,
-        layers=model.layers,
-        heads=model.heads,
-        max_positions=model.max_positions,
-    )
-    return Base(decoder, codec, weights, None)
+    return Base(decoder_of(config.model), codec, weights, None)
 
 
 def adapt(
@@ -332,6 +332,7 @@ def classification(
         pad=base.pad,
         seed=config.seed,
         pooling=stage.pooling,
+        label_smoothing=stage.label_smoothing,
     )
 
 
@@ -466,16 +467,17 @@ def _write_labelled(
         counts, min_label_count=config.data.min_label_count, created_at=datetime.now(UTC)
     )
     kept = np.flatnonzero(built.label_map.indices(chosen.column("template_id").to_pylist()) >= 0)
-    skipped: Counter[str] = Counter()
+    skipped: Counter[str] = Counter({BEYOND_BUDGET: len(ids) - len(rows)})
     for side, table in tables.items():
         skipped.update(json.loads(table.metadata["rejected"]))
+        skipped[CUT_INSIDE] += sum(table.column("cut_inside").to_pylist())
         everything = np.arange(table.rows)
         rows_of_side = np.asarray(rows)[kept] if side == "train" else everything
         _write_side(table, rows_of_side, built.label_map, folder / side)
     return {
         "label_map": built.label_map.to_json(),
         "dropped": dict(built.dropped),
-        "skipped": dict(skipped),
+        "skipped": {reason: count for reason, count in skipped.items() if count},
     }
 
 

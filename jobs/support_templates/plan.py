@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from heliostat.cluster.fit_plan import FitPlan
+from heliostat.data.pretrained import checkpoint_config
+from heliostat.errors import ConfigError
 from heliostat.storage import Location
-from jobs.support_templates.config import Config
-from jobs.support_templates.pipeline import RANDOM_WEIGHTS
+from jobs.support_templates.config import RANDOM_WEIGHTS, Config, decoder_of
 from jobs.support_templates.tasks import LanguageModelling, TemplateClassification
 from models.counting import PYTHIA
-from models.decoder_config import DecoderConfig, gpt_neox_config
+from models.decoder_config import DecoderConfig
 from models.hf_config import from_hf_config
 
 PAPER_TEMPLATES = 640
@@ -74,25 +73,14 @@ def planned_decoder(config: Config) -> DecoderConfig:
     """The shape of the decoder without fetching or converting any weights."""
     source = config.model.source
     if source == RANDOM_WEIGHTS:
-        model = config.model
-        return gpt_neox_config(
-            vocab_size=model.vocab_size,
-            width=model.width,
-            layers=model.layers,
-            heads=model.heads,
-            max_positions=model.max_positions,
-        )
+        return decoder_of(config.model)
     size = source.rpartition("/pythia-")[2]
     if size in PYTHIA:
         return PYTHIA[size]
-    folder = Path(source).expanduser()
-    if (folder / "config.json").exists():
-        import json
-
-        return from_hf_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    from heliostat.errors import ConfigError
-
+    found = checkpoint_config(source)
+    if found is not None:
+        return from_hf_config(found)
     raise ConfigError(
-        f"model.source is {source!r}: an estimate needs a folder with config.json or a Pythia size "
-        f"({', '.join(PYTHIA)})"
+        f"model.source is {source!r}: an estimate needs a folder with config.json, package:NAME or "
+        f"a Pythia size ({', '.join(PYTHIA)})"
     )

@@ -17,7 +17,14 @@ from heliostat.storage import Location
 from jobs.support_templates.config import Config
 from jobs.support_templates.data_report import write_data_section
 from jobs.support_templates.evaluation import Evaluation
-from jobs.support_templates.pipeline import Base, Classifier, Conversations, Labelled
+from jobs.support_templates.pipeline import (
+    BEYOND_BUDGET,
+    CUT_INSIDE,
+    Base,
+    Classifier,
+    Conversations,
+    Labelled,
+)
 from models.metrics import masked_probabilities
 
 
@@ -182,7 +189,11 @@ def skipped_sentence(evaluation: Evaluation) -> str:
     if rare:
         parts.append(f"{rare} templates were too rare for the label map")
     for reason, count in evaluation.skipped.items():
-        if not reason.startswith("rare: "):
+        if reason == BEYOND_BUDGET:
+            parts.append(f"{count} labelled messages of training are beyond dft.label_budget")
+        elif reason == CUT_INSIDE:
+            parts.append(f"{count} contexts begin inside a message")
+        elif not reason.startswith("rare: "):
             parts.append(f"{count} labelled messages skipped: {reason.replace('_', ' ')}")
     return "; ".join(parts) + "."
 

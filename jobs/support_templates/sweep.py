@@ -19,10 +19,9 @@ from heliostat.runs.run import Run
 from heliostat.storage import Location
 from heliostat.sweep.contract import Shared, Trial, TrialKind
 from heliostat.train.weights import load_weights
-from jobs.support_templates.config import Config
+from jobs.support_templates.config import RANDOM_WEIGHTS, Config
 from jobs.support_templates.knobs import BUNDLE_METRICS, measure_bundle
 from jobs.support_templates.pipeline import (
-    RANDOM_WEIGHTS,
     Base,
     adapt,
     classification,

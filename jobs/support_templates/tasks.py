@@ -136,6 +136,8 @@ class TemplateClassification:
     pad: int
     seed: int
     pooling: str = "last"
+    label_smoothing: float = 0.0
+    """Of training alone; an evaluation measures the plain cross entropy."""
     max_tokens: int = 512
     """Longest context; only estimates need it."""
 
@@ -191,7 +193,8 @@ class TemplateClassification:
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, LossTerm]:
         """Cross entropy summed over contexts."""
-        return {"cls": LossTerm(self._loss(self.logits(model, batch), batch), "samples")}
+        total = self._loss(self.logits(model, batch), batch, self.label_smoothing)
+        return {"cls": LossTerm(total, "samples")}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tally]:
         """Loss over labels in the map; accuracies over all rows, a label outside it is a miss."""
@@ -233,10 +236,12 @@ class TemplateClassification:
         head = torch.Generator().manual_seed(self.seed + HEAD_SEED)
         return DecoderClassifier(decoder, self.classes, head, pooling=cast(Pooling, self.pooling))
 
-    def _loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _loss(
+        self, logits: torch.Tensor, batch: Batch, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
         # A template outside the label map has no class, so no loss.
         labels = batch["labels"].masked_fill(batch["labels"] < 0, IGNORED)
-        return classification_loss(logits, labels).total
+        return classification_loss(logits, labels, label_smoothing=label_smoothing).total
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,15 @@ NETWORK_FILE_SYSTEMS = frozenset(
 """Types of mounts that other nodes see too; every `fuse.NAME` counts as well (buckets, JuiceFS)."""
 
 
-def require_shared_storage(location: Location, cluster: ClusterResources) -> None:
+def require_shared_storage(
+    location: Location, cluster: ClusterResources, setting: str = "out"
+) -> None:
     """Refuse a local folder as the storage of workers on several nodes.
 
     Args:
-        location: where the run is stored.
+        location: where the run is stored, or what it prepares for its workers.
         cluster: where workers and the driver may run.
+        setting: what says where that is: `out`, a key of the config, or a variable.
 
     Raises:
         UserError: the folder is on this machine's own disk and there are several nodes.
@@ -40,11 +43,12 @@ def require_shared_storage(location: Location, cluster: ClusterResources) -> Non
     ):
         return
     growth = " and may get more" if cluster.groups else ""
+    uri = "a URI such as s3://bucket/runs, or " if setting == "out" else ""
     raise UserError(
-        f"out is {location.local_path} on this machine's own disk, but {cluster.name} has {nodes} "
-        f"nodes{growth}: give a URI such as s3://bucket/runs, or a folder on a network file "
-        "system that is mounted at the same path on every node; if the nodes do share this disk, "
-        f"set HELIOSTAT_SHARED_STORAGE={location.local_path.parent}"
+        f"{setting} leads to {location.local_path} on this machine's own disk, but {cluster.name} "
+        f"has {nodes} nodes{growth}: give {uri}a folder on a network file system that is mounted "
+        "at the same path on every node; if the nodes do share this disk, set "
+        f"HELIOSTAT_SHARED_STORAGE={location.local_path.parent}"
     )
 
 

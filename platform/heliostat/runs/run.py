@@ -136,15 +136,20 @@ class Run:
             self._metrics.flush()
         return read_series(self.folder)
 
-    def stage(self, name: str, key: object, work: Callable[[Location], R]) -> R:
+    def stage(
+        self, name: str, key: object, work: Callable[[Location], R], *, is_costly: bool = False
+    ) -> R:
         """The result of `work(folder)`, done once in the life of the run.
 
         `key` is plain JSON with everything besides the run's config that decides the result (code
-        version, digest of the input); another key starts the stage over. The result is plain JSON.
+        version, digest of the input); another key starts the stage over, or raises `UserError`
+        where `is_costly` says that what there is must not be thrown away. The result is plain JSON.
         Work that was cut off is handed its half-done folder again.
         """
         self._lock.check()
-        return do_stage(self.folder, name, key=key, work=work, note=self._note_stage)
+        return do_stage(
+            self.folder, name, key=key, work=work, note=self._note_stage, is_costly=is_costly
+        )
 
     def log(self, metrics: Mapping[str, float], step: int, stage: str) -> None:
         """Log the metrics of one step of a stage, here and in the tracker."""

@@ -3,7 +3,7 @@
 A stage has a folder, `stages/NAME/`, and a marker beside it, `stages/NAME.json`. The marker is
 written when the work begins and again, with the result, when it is over: only then is the stage
 done. Work that was cut off gets its folder back and may go on from what it finds there. A stage
-whose key has changed starts over in an empty folder.
+whose key has changed starts over in an empty folder; a costly one, a training, is refused instead.
 """
 
 from __future__ import annotations
@@ -52,17 +52,20 @@ def do_stage(
     key: object,
     work: Callable[[Location], R],
     note: Callable[[StageMarker], None],
+    *,
+    is_costly: bool = False,
 ) -> R:
     """The result of a stage: read if the stage is done, else made by `work(folder)`.
 
-    `key` is plain JSON; `note` is told of every change of the marker.
+    `key` is plain JSON; `note` is told of every change of the marker; `is_costly` work is not
+    thrown away when its key has changed, but a `UserError`.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"a stage's name is letters, digits, dots, dashes, underscores; got {name!r}"
         )
     wanted = fingerprint(key)
-    marker = _usable_marker(run_folder, name, wanted)
+    marker = _usable_marker(run_folder, name, wanted, is_costly)
     if marker.status == "finished":
         logger.info("stage %s was done before (%.1f s)", name, marker.seconds)
         note(marker)
@@ -98,11 +101,18 @@ def read_marker(run_folder: Location, name: str) -> StageMarker | None:
         raise UserError(f"{file.uri} is no stage marker; delete it to do the stage anew") from error
 
 
-def _usable_marker(run_folder: Location, name: str, key: str) -> StageMarker:
+def _usable_marker(run_folder: Location, name: str, key: str, is_costly: bool) -> StageMarker:
     """The marker of earlier work with the same key; otherwise a fresh one and an empty folder."""
     marker = read_marker(run_folder, name)
     if marker is not None and marker.key == key:
         return marker
+    if marker is not None and is_costly:
+        folder = run_folder / STAGES_FOLDER / name
+        raise UserError(
+            f"what stage {name} of this run depends on, data, code or settings, is not what it was "
+            f"when {folder.uri} was made; start a new run, or delete that folder and {name}.json "
+            "beside it to do the stage anew"
+        )
     if marker is not None:
         logger.info("stage %s is done anew: what it depends on has changed", name)
     # The marker goes first: a folder without one counts as rubbish, never as somebody's work.

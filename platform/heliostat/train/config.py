@@ -105,7 +105,8 @@ class EvaluationConfig:
     """Stop after this many evaluations without improvement; null: never."""
 
     def __post_init__(self) -> None:
-        for name, value in (("every", self.every), ("patience", self.patience)):
+        for name in ("every", "batch", "patience"):
+            value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}, but it must be 1 or more, or null")
 

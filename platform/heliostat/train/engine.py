@@ -199,8 +199,11 @@ def fp32_weights(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
+    masters = _masters_without_zero(engine)
     for name, parameter in engine.module.named_parameters(remove_duplicate=False):
-        master = safe_get_full_fp32_param(parameter)
+        master = masters.get(id(parameter))
+        if master is None:
+            master = safe_get_full_fp32_param(parameter)
         if master is not None:
             yield name, master.detach().to("cpu", torch.float32, copy=True)
             continue
@@ -212,6 +215,21 @@ def fp32_weights(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
     for name, buffer in engine.module.named_buffers(remove_duplicate=False):
         if name in persistent:
             yield name, buffer.detach().to("cpu", copy=True)
+
+
+def _masters_without_zero(engine: Any) -> dict[int, torch.Tensor]:
+    """The float32 master of each weight by the weight's id, where DeepSpeed does not link them.
+
+    Without ZeRO in half precision they are in the groups of `FP16_UnfusedOptimizer` (DeepSpeed
+    0.19.8), also in bf16, and `safe_get_full_fp32_param` finds none.
+    """
+    halves = getattr(engine.optimizer, "fp16_groups", [])
+    wholes = getattr(engine.optimizer, "fp32_groups", [])
+    return {
+        id(half): whole
+        for half_group, whole_group in zip(halves, wholes, strict=True)
+        for half, whole in zip(half_group, whole_group, strict=True)
+    }
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

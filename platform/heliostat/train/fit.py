@@ -102,11 +102,11 @@ def fit(
         TrainingFailed: it broke; what was checkpointed is safe.
     """
     stage = name or task.name
-    digest = training_digest(task, config, start_from)
+    digest = training_digest(task, config, start_from, run)
     origin = {} if branch_from is None else {"branch": branch_from.uri}
 
     def work(folder: Location) -> dict[str, Any]:
-        check_training(task, config, resources, folder)
+        check_training(task, config, resources, run)
         spec = FitSpec(
             task=task,
             config=config,
@@ -124,7 +124,7 @@ def fit(
         )
         return _train(spec, run, resources, stage, judge)
 
-    done = run.stage(stage, {"training": digest, **origin}, work)
+    done = run.stage(stage, {"training": digest, **origin}, work, is_costly=True)
     return FitResult(
         folder=run.folder / "stages" / stage,
         outcome=Outcome(**done["outcome"]),
@@ -133,9 +133,15 @@ def fit(
     )
 
 
-def training_digest(task: Task, config: FitConfig, start_from: Location | None) -> str:
-    """Short hash of everything that decides the result, resources left out."""
+def training_digest(task: Task, config: FitConfig, start_from: Location | None, run: Run) -> str:
+    """Short hash of everything that decides the result, resources left out.
+
+    Places in the run's folder and in the cache count by their names there: a run goes on where it
+    was moved to, and for another user.
+    """
     text = f"{task!r}|{config!r}|{start_from.uri if start_from is not None else None}"
+    for place, name in ((run.folder.uri, "RUN"), (run.cache.uri, "CACHE")):
+        text = text.replace(place, name)
     return sha256(text.encode()).hexdigest()[:12]
 
 

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from heliostat.config.nearest import nearest_names
 from heliostat.config.resources import ResourcesConfig
 from heliostat.data.reader import batch_plan
 from heliostat.errors import ConfigError
 from heliostat.train.config import FitConfig
 
 if TYPE_CHECKING:
-    from heliostat.storage import Location
+    from heliostat.runs.run import Run
     from heliostat.train.task import Task
 
 
-def check_config(name: str, config: FitConfig, resources: ResourcesConfig) -> None:
+def check_config(
+    name: str,
+    config: FitConfig,
+    resources: ResourcesConfig,
+    measures: Sequence[str] | None = None,
+) -> None:
     """Combinations of a fit's config and its resources; needs neither Ray nor torch.
 
-    Raises `ConfigError`.
+    Args:
+        name: of the fit in the job's config.
+        config: of the fit.
+        resources: its workers.
+        measures: the metrics that an evaluation of its task gives; None: that is not known yet.
+
+    Raises:
+        ConfigError: they cannot work together.
     """
+    metric = config.evaluation.metric
+    if measures is not None and metric not in measures:
+        near = nearest_names(metric, measures)
+        hint = f"; the nearest is {near[0]}" if near else ""
+        raise ConfigError(
+            f"{name}.evaluation.metric is {metric}, but an evaluation gives "
+            f"{', '.join(measures)}{hint}"
+        )
     if config.precision == "fp16" and not resources.gpus_per_worker:
         raise ConfigError(
             f"{name}.precision is fp16 and resources.gpus_per_worker is 0: fp16 needs a GPU; "
@@ -53,9 +75,7 @@ def _check_expert_parallel(name: str, config: FitConfig, size: int) -> None:
         )
 
 
-def check_training(
-    task: Task, config: FitConfig, resources: ResourcesConfig, folder: Location
-) -> None:
+def check_training(task: Task, config: FitConfig, resources: ResourcesConfig, run: Run) -> None:
     """Everything that can be known before the workers start; needs a connected cluster.
 
     Raises `ConfigError` or `InfeasibleError`.
@@ -70,4 +90,5 @@ def check_training(
     check_config(task.name, config, resources)
     cluster = read_cluster()
     require_feasible(ResourceRequest.of(resources), cluster)
-    require_shared_storage(folder, cluster)
+    require_shared_storage(run.folder, cluster, "out")
+    require_shared_storage(run.cache, cluster, "HELIOSTAT_HOME")

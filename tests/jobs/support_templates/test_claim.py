@@ -8,17 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from heliostat.config.jobs import find_job
+from heliostat.config.load import load_config
 from heliostat.config.resources import TrackerConfig
 from heliostat.runs.claim import ClaimResult, Criterion, Measurement
 from heliostat.runs.inputs import Input
 from heliostat.runs.run import Run
 from heliostat.storage import Location
-from jobs.support_templates.claim import arms, with_seed
+from jobs.support_templates.claim import arms, is_quotable, with_seed
 from jobs.support_templates.claim_criteria import STRUCTURED, criteria
 from jobs.support_templates.claim_report import write_claim_report
 from jobs.support_templates.config import Config
 from jobs.support_templates.scaling import ScalingPoint
 
+ROOT = Path(__file__).resolve().parents[3]
 CONFIG = Config()
 SEEDS = CONFIG.claim.seeds
 TOP1 = {"general": 60.0, "general + DAPT": 70.0, "TF-IDF": 64.0, "last message only": 55.0}
@@ -80,6 +83,25 @@ def test_the_development_seed_is_not_among_the_seeds_of_the_claim() -> None:
     assert len(set(SEEDS)) >= 3
     configs = [with_seed(CONFIG, seed) for seed in SEEDS]
     assert len({(one.seed, one.data.simulator.seed) for one in configs}) == len(SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "is_default"),
+    [
+        ([], True),
+        (["claim.seeds=[4,5,6,7]", "claim.parallel=1", "out=elsewhere"], True),
+        (["claim.seeds=[4]"], False),
+        (["size=quick"], False),
+        (["dft.fit.optimizer.lr=0.1"], False),
+        (["data.simulator.seed_utterances=train.csv"], False),
+    ],
+)
+def test_only_the_whole_claim_as_it_stands_may_be_quoted_in_the_docs(
+    words: list[str], is_default: bool
+) -> None:
+    config = load_config(find_job("support_templates", ROOT), None, words, []).config
+    assert isinstance(config, Config)
+    assert is_quotable(config) is is_default
 
 
 def test_every_arm_has_its_counterpart_with_the_same_budget_and_schedule() -> None:

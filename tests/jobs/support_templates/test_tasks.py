@@ -223,6 +223,21 @@ def test_classification_loss_is_that_of_a_slow_loop(templates: TemplateClassific
         assert (float(tallies[f"top{k}"].total), tallies[f"top{k}"].count) == (found, len(LABELS))
 
 
+def test_smoothing_divides_a_share_of_the_target_over_all_templates_in_training_alone(
+    templates: TemplateClassification,
+) -> None:
+    smoothed = replace(templates, label_smoothing=0.05)
+    model = templates.model().eval()
+    batch = templates.collate(every(templates.eval_data()))
+    known = batch["labels"] >= 0
+    logs = torch.log_softmax(templates.logits(model, batch).double(), dim=1)[known]
+    right = logs.gather(1, batch["labels"][known, None])[:, 0]
+    expected = -(0.95 * right + 0.05 * logs.mean(dim=1)).sum().item()
+    assert smoothed.loss(model, batch)["cls"].total.item() == pytest.approx(expected, rel=1e-5)
+    plain = templates.evaluate(model, batch)["loss"].total
+    assert torch.equal(torch.as_tensor(smoothed.evaluate(model, batch)["loss"].total), plain)
+
+
 def test_a_label_outside_the_map_gives_no_gradient_and_is_a_miss(
     templates: TemplateClassification,
 ) -> None:

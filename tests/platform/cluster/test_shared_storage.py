@@ -18,6 +18,13 @@ def test_a_local_folder_is_refused_on_several_nodes(tmp_path: Path) -> None:
         require_shared_storage(Location.of(tmp_path), parse_cluster("nodes=2,cpus=4"))
 
 
+def test_what_a_run_prepares_for_its_workers_must_be_seen_by_them_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"HELIOSTAT_HOME leads to .*has 2 nodes: give a folder"):
+        require_shared_storage(
+            Location.of(tmp_path), parse_cluster("nodes=2,cpus=4"), "HELIOSTAT_HOME"
+        )
+
+
 def test_a_cluster_that_may_grow_needs_shared_storage_too(tmp_path: Path) -> None:
     cluster = ClusterResources((NodeShape(4),), (NodeGroup(NodeShape(8), more=1),))
     with pytest.raises(UserError, match="may get more"):

@@ -90,6 +90,19 @@ def test_a_stage_with_another_key_starts_over_in_an_empty_folder(start: Any) -> 
     assert run.stage("prepare", {"version": 1}, work) == []
 
 
+def test_costly_work_is_not_thrown_away_when_what_it_depends_on_has_changed(start: Any) -> None:
+    def work(folder: Location) -> str:
+        (folder / "weights.txt").write_text("weights")
+        return "done"
+
+    run = start("one")
+    assert run.stage("train", {"version": 1}, work, is_costly=True) == "done"
+    with pytest.raises(UserError, match=r"stage train .* is not what it was"):
+        run.stage("train", {"version": 2}, work, is_costly=True)
+    assert (run.folder / "stages" / "train" / "weights.txt").exists()
+    assert run.stage("train", {"version": 1}, work, is_costly=True) == "done"
+
+
 def test_a_failed_stage_is_handed_its_half_done_folder(start: Any) -> None:
     def fail(folder: Location) -> None:
         (folder / "half.txt").write_text("half")

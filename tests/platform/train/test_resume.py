@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from trainings import (
     kill_when_held,
     losses,
     meanwhile,
+    resources,
     saved_steps,
     steps_of,
     stop_at,
@@ -26,7 +28,7 @@ from heliostat.config.int_range import IntRange
 from heliostat.config.resources import ResourcesConfig
 from heliostat.storage import Location
 from heliostat.train.config import CheckpointConfig
-from heliostat.train.fit import fit
+from heliostat.train.fit import FitResult, fit
 from tiny_task import TinyTask
 
 
@@ -125,6 +127,28 @@ def test_stopped_at_the_last_step_of_an_epoch_the_next_epoch_begins_where_it_sho
     seen = trained_ids(notes, [0, last], config.batch // config.micro_batch)
     second_epoch = set().union(*(seen[step] for step in range(last + 1, 2 * last + 1)))
     assert second_epoch == set().union(*(seen[step] for step in range(1, last + 1)))
+
+
+def test_a_run_goes_on_where_it_was_moved_to(train: Trainings, tiny_task: TinyTask) -> None:
+    def second(trainings: Trainings) -> FitResult:
+        """A second stage, which begins with the weights of the first."""
+        with trainings.run("moved") as run:
+            start = run.folder / "stages" / tiny_task.name / "weights" / "last"
+            return fit(
+                *(tiny_task, CONFIG),
+                run=run, resources=resources(1), name="second", start_from=start,
+            )  # fmt: skip
+
+    first = train(tiny_task, run="moved")
+    begun = second(train)
+    elsewhere = Trainings(train.out / "elsewhere")
+    elsewhere.out.make_dir()
+    shutil.move(train.out.local_path / "moved", elsewhere.out.local_path)
+    # Seconds are those of the training that was done: nothing is trained again.
+    assert elsewhere(tiny_task, run="moved").seconds == first.seconds
+    again = second(elsewhere)
+    assert again.seconds == begun.seconds
+    assert len(losses(again)) == STEPS
 
 
 def test_a_truncated_newest_checkpoint_is_passed_over_and_said_so(

@@ -131,8 +131,11 @@ def test_a_tied_model_with_a_frozen_weight_exports_whole_from_zero_3(
     assert all(torch.allclose(state[name], expected[name], atol=1e-5, rtol=0) for name in state)
 
 
-def test_bf16_trains_to_nearly_the_same_losses_and_exports_its_fp32_masters(trained) -> None:
-    config = replace(CONFIG, precision="bf16", zero=ZERO[1])
+@pytest.mark.parametrize("stage", [0, 1])
+def test_bf16_trains_to_nearly_the_same_losses_and_exports_its_fp32_masters(
+    trained, stage: int
+) -> None:
+    config = replace(CONFIG, precision="bf16", zero=ZERO[stage])
     result = trained(config, workers=2)
     assert losses(result) == pytest.approx(losses(trained(ONE_BIG_BATCH)), abs=0.05)
     weights = read_weights(result.last)
