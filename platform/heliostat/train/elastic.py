@@ -4,11 +4,13 @@ Ray Train's elastic policy counts the resources that Ray's autoscaling coordinat
 the training. The coordinator knows the sizes of the nodes and what was asked of it, not what tasks
 and actors that never asked it have taken. On a cluster shared with such tenants the policy would
 start too many workers again and again, and never the few that fit. `WithinRoom` counts what is free
-as well.
+as well. And of the numbers of workers between the bounds, only those are taken that can share the
+global batch evenly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ray._private.state import available_resources_per_node
@@ -32,8 +34,9 @@ from ray.train.v2._internal.execution.scaling_policy import (
 class WithinRoom(ElasticScalingPolicy):  # type: ignore[misc]
     """As many workers as are reserved, but no more than there is room for."""
 
-    def __init__(self, scaling_config: ScalingConfig) -> None:
+    def __init__(self, scaling_config: ScalingConfig, allowed: Sequence[int]) -> None:
         super().__init__(scaling_config)
+        self._allowed = allowed
         self._own = 0
         """Workers whose resources this training holds."""
         self._starting = 0
@@ -54,7 +57,8 @@ class WithinRoom(ElasticScalingPolicy):  # type: ignore[misc]
     def _count_possible_workers(self, reserved_resources: ReservedResources) -> int:
         reserved = super()._count_possible_workers(reserved_resources)
         room = super()._count_possible_workers(available_resources_per_node())
-        return int(min(reserved, self._own + room))
+        most = min(reserved, self._own + room)
+        return max((count for count in self._allowed if count <= most), default=0)
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Start with fewer than the most only if two looks in a row agree.
@@ -74,7 +78,10 @@ class WithinRoom(ElasticScalingPolicy):  # type: ignore[misc]
 class Trainer(TorchTrainer):  # type: ignore[misc]
     """Ray Train's trainer, whose elastic trainings heed other tenants."""
 
+    allowed_workers: tuple[int, ...] = ()
+    """Numbers of workers that an elastic training may have."""
+
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
         if self.scaling_config.elasticity_enabled:
-            arguments["scaling_policy"] = WithinRoom(self.scaling_config)
+            arguments["scaling_policy"] = WithinRoom(self.scaling_config, self.allowed_workers)
         return super()._initialize_and_run_controller(**arguments)

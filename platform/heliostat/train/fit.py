@@ -26,7 +26,7 @@ from heliostat.train.config import FitConfig, total_steps
 from heliostat.train.history import read_history
 from heliostat.train.judge import Judge
 from heliostat.train.monitor_handle import start_monitor
-from heliostat.train.preflight import check_training
+from heliostat.train.preflight import allowed_workers, check_training
 from heliostat.train.spec import FitSpec, Outcome
 from heliostat.train.task import Task
 from heliostat.train.watch import Watch
@@ -154,11 +154,14 @@ def _train(
     if config.epochs is not None:
         samples = int(config.epochs * spec.task.train_data().epoch_size)
         left_out = samples - spec.steps * config.batch
-    plan = batch_plan(config.batch, config.micro_batch, resources.workers.high)
+    allowed = allowed_workers(config, resources)
+    plan = batch_plan(config.batch, config.micro_batch, allowed[-1])
+    if resources.workers.low < resources.workers.high:
+        logger.info("%s: on %s workers", stage, " or ".join(map(str, allowed)))
     logger.info(
         "%s: %d steps of %d samples = %d workers x micro batch %d x accumulation %d",
         stage, spec.steps, config.batch,
-        resources.workers.high, plan.micro_batch, plan.accumulation,
+        allowed[-1], plan.micro_batch, plan.accumulation,
     )  # fmt: skip
     outcome = Watch(spec, run, resources, stage, judge).until_it_ends()
     if run.attempt > 1:

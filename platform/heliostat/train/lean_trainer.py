@@ -185,9 +185,11 @@ class LeanTrainer(Trainer):
         ]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
-        elastic = self.scaling_config.elasticity_enabled
-        policy = WithinRoom if elastic else FixedSize
-        arguments["scaling_policy"] = policy(self.scaling_config)
+        arguments["scaling_policy"] = (
+            WithinRoom(self.scaling_config, self.allowed_workers)
+            if self.scaling_config.elasticity_enabled
+            else FixedSize(self.scaling_config)
+        )
         _adapt_worker_groups()
         with _logging_kept():
             controller = LeanController(**arguments)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from heliostat.config.int_range import IntRange
 from heliostat.config.nearest import nearest_names
 from heliostat.config.resources import ResourcesConfig
 from heliostat.data.reader import batch_plan
@@ -48,11 +50,25 @@ def check_config(
         )
     if resources.expert_parallel is not None:
         _check_expert_parallel(name, config, resources.expert_parallel)
-    for workers in range(resources.workers.low, resources.workers.high + 1):
-        try:
-            batch_plan(config.batch, config.micro_batch, workers)
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from error
+    try:
+        allowed_workers(config, resources)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def allowed_workers(config: FitConfig, resources: ResourcesConfig) -> tuple[int, ...]:
+    """The numbers of workers that can share the global batch evenly, ascending; one at least.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    at_once = config.micro_batch
+    counts = range(resources.workers.low, resources.workers.high + 1)
+    allowed = tuple(count for count in counts if config.batch % (at_once * count) == 0)
+    if not allowed:
+        # It says what is wrong with the largest.
+        batch_plan(config.batch, at_once, resources.workers.high)
+    return allowed
 
 
 def _check_expert_parallel(name: str, config: FitConfig, size: int) -> None:
@@ -89,6 +105,8 @@ def check_training(task: Task, config: FitConfig, resources: ResourcesConfig, ru
 
     check_config(task.name, config, resources)
     cluster = read_cluster()
-    require_feasible(ResourceRequest.of(resources), cluster)
+    allowed = allowed_workers(config, resources)
+    possible = replace(resources, workers=IntRange(allowed[0], allowed[-1]))
+    require_feasible(ResourceRequest.of(possible), cluster)
     require_shared_storage(run.folder, cluster, "out")
     require_shared_storage(run.cache, cluster, "HELIOSTAT_HOME")

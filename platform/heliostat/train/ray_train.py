@@ -9,6 +9,7 @@ from heliostat.cluster.ray_cluster import owns_cluster, worker_runtime_env
 from heliostat.config.resources import ResourcesConfig
 from heliostat.errors import HeliostatError
 from heliostat.storage import Location
+from heliostat.train.preflight import allowed_workers
 from heliostat.train.spec import FitSpec, Outcome
 from heliostat.train.worker import train_worker
 
@@ -38,7 +39,8 @@ def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: s
         per_worker["GPU"] = resources.gpus_per_worker
     if resources.memory_per_worker_gb is not None:
         per_worker["memory"] = resources.memory_per_worker_gb * 1e9
-    low, high = resources.workers.low, resources.workers.high
+    allowed = allowed_workers(spec.config, resources)
+    low, high = allowed[0], allowed[-1]
     trainer = (LeanTrainer if is_own else Trainer)(
         train_worker,
         train_loop_config={"spec": spec},
@@ -63,6 +65,7 @@ def run_workers(spec: FitSpec, resources: ResourcesConfig, run_id: str, stage: s
             worker_runtime_env=_runtime_env(spec, resources),
         ),
     )
+    trainer.allowed_workers = allowed
     result = trainer.fit()
     _tidy(spec.folder / "ray")
     return Outcome(**result.return_value)

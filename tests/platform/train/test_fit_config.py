@@ -15,7 +15,7 @@ from heliostat.errors import ConfigError, InfeasibleError
 from heliostat.train.config import FitConfig, OptimizerConfig, ZeroConfig, total_steps
 from heliostat.train.engine import enable_activation_checkpointing
 from heliostat.train.fit import fit
-from heliostat.train.preflight import check_config
+from heliostat.train.preflight import allowed_workers, check_config
 
 
 def test_fp16_on_a_cpu_is_refused_and_bf16_offered() -> None:
@@ -23,11 +23,15 @@ def test_fp16_on_a_cpu_is_refused_and_bf16_offered() -> None:
         check_config("dapt", replace(CONFIG, precision="fp16"), resources(1))
 
 
-def test_a_batch_that_some_number_of_elastic_workers_cannot_share_is_refused() -> None:
-    elastic = ResourcesConfig(workers=IntRange(1, 3))
-    check_config("dapt", CONFIG, elastic)
-    with pytest.raises(ConfigError, match=r"batch 16 cannot be cut.*on 3 workers.*nearest is"):
-        check_config("dapt", replace(CONFIG, batch=16), elastic)
+def test_elastic_workers_are_those_that_can_share_the_batch() -> None:
+    config = replace(CONFIG, batch=32, micro_batch=2)
+    elastic = ResourcesConfig(workers=IntRange(2, 10))
+    assert allowed_workers(config, elastic) == (2, 4, 8)
+    check_config("dapt", config, elastic)
+    with pytest.raises(ConfigError, match=r"batch 32 cannot be cut.*on 7 workers.*nearest is"):
+        check_config("dapt", config, ResourcesConfig(workers=IntRange(5, 7)))
+    with pytest.raises(ConfigError, match=r"batch 32 cannot be cut.*on 3 workers"):
+        check_config("dapt", config, ResourcesConfig(workers=IntRange(3, 3)))
 
 
 def test_steps_and_epochs_are_given_one_at_a_time() -> None:
