@@ -47,7 +47,7 @@ def is_bundle(place: Location) -> bool:
     if not place.is_dir() or not manifest.exists():
         raise UserError(
             f"{place.uri} is neither a checkpoint nor a bundle: it has no {MANIFEST} "
-            "(try runs/NAME/bundle, or a folder in runs/NAME/checkpoints)"
+            "(try runs/NAME/bundle, or a folder in runs/NAME/stages/STAGE/checkpoints)"
         )
     try:
         content = json.loads(manifest.read_text())

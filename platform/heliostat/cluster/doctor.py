@@ -19,6 +19,7 @@ CHECKS: dict[str, Callable[[], Finding | list[Finding]]] = {
     "python": doctor_software.check_python,
     "versions": doctor_software.check_versions,
     "source": doctor_software.check_source,
+    "package": doctor_software.check_package,
     "names": doctor_software.check_shadowing,
     "devices": doctor_software.check_torch,
     "compilers": doctor_software.check_compilers,

@@ -15,6 +15,8 @@ from heliostat.cluster.build_locks import (
 )
 from heliostat.cluster.finding import Finding
 from heliostat.cluster.hardware import find_device
+from heliostat.cluster.package_size import check_package_size
+from heliostat.errors import UserError
 
 _DISTRIBUTION = "heliostat"
 
@@ -62,6 +64,18 @@ def check_source() -> Finding:
             "pip install -e . here, or add its platform/ folder to PYTHONPATH",
         )
     return Finding("source", "ok", f"heliostat is imported from {running}")
+
+
+def check_package() -> Finding:
+    """Whether `ray job submit --working-dir .` could send this folder."""
+    here = Path.cwd()
+    if not (here / "jobs").is_dir():
+        return Finding("package", "ok", "no jobs/ in this folder, so there is nothing to submit")
+    try:
+        size = check_package_size(here)
+    except UserError as error:
+        return Finding("package", "warn", str(error), "list them in .rayignore, or submit less")
+    return Finding("package", "ok", f"ray job submit would send {size / 2**20:.1f} MiB")
 
 
 def check_shadowing(folders: Iterable[Path] | None = None) -> Finding:
