@@ -33,7 +33,7 @@ def show(
 
     Example:
 
-      heliostat config show support_templates size=pythia-410m
+      heliostat config show support_templates size=laptop
     """
     loaded = load_config(find_job(job), None, overrides or (), config or ())
     if resolved:

@@ -44,7 +44,7 @@ def estimate(
 
     Example:
 
-      heliostat estimate support_templates size=pythia-410m --cluster cpus=96,gpus=8,device=H100
+      heliostat estimate support_templates size=laptop --cluster cpus=96,gpus=8,device=H100
     """
     entry = find_job(job)
     loaded = load_config(entry, None, overrides or (), config or ())

@@ -18,6 +18,6 @@ def train(
 
       heliostat train support_templates
 
-      heliostat train support_templates size=pythia-410m dapt.fit.batch=1024 --run nightly
+      heliostat train support_templates size=laptop dft.fit.epochs=4 --run nightly
     """
     execute(Request("train", "run", job, overrides or (), config or (), run))
