@@ -86,7 +86,7 @@ def branch_inputs(
             if branch in ("whole", "near", "same_chunk")
             else positions.tables(position_plan, key_at, dtype=dtype)
         )
-        is_raw = branch == "far" and position_plan.scheme.name == "rerope"
+        is_raw = branch == "far" and positions.leaves_far_keys(position_plan)
         tables.append(BranchTables(query, None if is_raw else key))
     factor = None
     if position_plan.scheme.log_n != "none":

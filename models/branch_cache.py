@@ -67,7 +67,7 @@ def step_scheme(position_plan: PositionPlan, step: CacheStep, dtype: torch.dtype
     for branch in positions.branches(position_plan):
         query = positions.query_positions(position_plan, branch, at_N)
         key = positions.key_positions(position_plan, branch, at_N)
-        is_raw = branch == "far" and position_plan.scheme.name == "rerope"
+        is_raw = branch == "far" and positions.leaves_far_keys(position_plan)
         tables.append(
             BranchTables(
                 positions.tables(position_plan, query, dtype=dtype),
@@ -285,7 +285,8 @@ def _rebuild_rings(
             far_keys_TKD = heads.far(group)[0][index].transpose(0, 1)[at]
             turn = positions.key_positions(position_plan, "near", at).double()
             turn = turn - positions.key_positions(position_plan, "far", at).double()
-            tables = positions.tables(position_plan, turn, dtype=like_NKD.dtype)
+            dtype = like_NKD.dtype
+            tables = positions.tables(position_plan, turn, dtype=dtype, is_scaled=False)
             turned = far_keys_TKD.shape[-1] - heads.latent
             near_keys_TKw = rotate(far_keys_TKD, tables, position_plan.layout)[..., :turned]
             heads.cache.fill_ring(NEAR_KEY, sequence, near_keys_TKw.flatten(1))

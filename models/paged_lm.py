@@ -88,6 +88,11 @@ class PagedLM:
         """What a token takes of the cache over all layers."""
         return self.cache.bytes_per_token
 
+    @property
+    def bytes_per_sequence(self) -> int:
+        """What a sequence takes of it besides: its rings."""
+        return self.cache.ring_bytes_per_sequence
+
     @torch.inference_mode()
     def forward(self, work: Sequence[SequenceWork]) -> torch.Tensor:
         """Compute a step: float32 logits [R, V] on the CPU, the last row of each or every row."""

@@ -342,6 +342,9 @@ def max_relative_position(position_plan: PositionPlan, length: int) -> float:
     if name == "dca":
         if furthest < position_plan.chunk_length:
             return float(furthest)
+        if furthest >= 2 * position_plan.chunk_length:
+            # A query two chunks on is as far from the first key of a chunk as it gets.
+            return float(position_plan.chunk)
         return float(min(furthest, position_plan.chunk))
     if name not in WINDOWED or furthest < position_plan.window:
         return float(furthest)
@@ -378,14 +381,31 @@ def frequencies(position_plan: PositionPlan) -> torch.Tensor:
     return rotary_frequencies.rope_frequencies(width, base, dtype=dtype)
 
 
+def leaves_far_keys(position_plan: PositionPlan) -> bool:
+    """Whether keys of the far branch are as they come: at position 0, and not scaled there."""
+    is_scaled = position_plan.yarn is not None and position_plan.yarn.magnitude != 1.0
+    return position_plan.scheme.name == "rerope" and not is_scaled
+
+
 def tables(
-    position_plan: PositionPlan, positions_BT: torch.Tensor, *, dtype: torch.dtype
+    position_plan: PositionPlan,
+    positions_BT: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+    is_scaled: bool = True,
 ) -> RotaryTables:
-    """Cosines and sines for positions that a branch has assigned, YaRN's temperature included."""
+    """Cosines and sines for positions that a branch has assigned.
+
+    Args:
+        position_plan: A plan.
+        positions_BT: Positions; any shape.
+        dtype: Of the result.
+        is_scaled: YaRN's temperature is in them; False where what is turned has it already.
+    """
     factor = 1.0
-    if position_plan.scheme.name == "yarn":
+    if is_scaled and position_plan.scheme.name == "yarn":
         factor = rotary_frequencies.yarn_factor(position_plan.interval)
-    elif position_plan.yarn is not None:
+    elif is_scaled and position_plan.yarn is not None:
         factor = position_plan.yarn.magnitude
     return angle_tables(
         positions_BT,

@@ -22,6 +22,7 @@ from heliostat.serve.service import Service
 from jobs.language_model.config import ComputeConfig, Config
 from jobs.pretrained.hf_bundle import open_language_model
 from models.paged_lm import PagedLM
+from models.precision import cast_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VIEW = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
@@ -55,9 +56,10 @@ class LanguageModelEndpoint:
     def open(self, bundle: Bundle) -> ServedLanguageModel:
         """Load a version."""
         opened = open_language_model(bundle)
-        dtype = DTYPES[self._compute.precision]
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = opened.model.to(device=device, dtype=dtype)
+        model = opened.model.to(device=device)
+        dtype = DTYPES[self._compute.precision]
+        cast_weights(model, dtype)
         context = opened.decoder.max_positions
         if self._compute.context is not None:
             context = min(context, self._compute.context)

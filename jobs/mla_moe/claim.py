@@ -24,6 +24,7 @@ from heliostat.errors import ConfigError
 from heliostat.runs.claim import ClaimResult, Measurement, write_claim
 from heliostat.runs.environment import versions
 from heliostat.runs.measured import Measurements
+from heliostat.runs.quotable import docs_folder
 from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
 from heliostat.storage import Location
@@ -38,7 +39,6 @@ from jobs.mla_moe.arms import (
     sharding_name,
     shardings,
 )
-from jobs.mla_moe.claim_config import ClaimConfig
 from jobs.mla_moe.claim_criteria import EXPORT, criteria
 from jobs.mla_moe.claim_report import write_claim_report
 from jobs.mla_moe.config import Config
@@ -96,7 +96,7 @@ def claim(config: Config, run: Run) -> RunSummary:
         seconds=run.seconds,
         parts=measured.parts,
     )
-    write_claim(run.folder, result, _docs_folder(config))
+    write_claim(run.folder, result, docs_folder("mla_moe", config, ("parallel", "measured")))
     report = write_claim_report(run, result, config)
     run.finish({"holds": float(result.holds)}, seeds=seeds)
     return RunSummary(
@@ -223,11 +223,3 @@ def _exports(
         if arm.name in (METHOD, LOSS)
         for label, yarn in (("plain", None), ("YaRN", YARN))
     ]
-
-
-def _docs_folder(config: Config) -> Path | None:
-    """`docs/` of a checkout that the claim is measured from, at full length and with all seeds."""
-    docs = Path("docs")
-    has_all = set(config.claim.seeds) >= set(ClaimConfig().seeds) and config.claim.curve_seeds > 0
-    is_whole = has_all and config.data.train is None and (config.fit.steps or 0) >= 1500
-    return docs if is_whole and (docs / "claims").is_dir() else None

@@ -67,7 +67,8 @@ class Steerer:
                 for layer, row in enumerate(relative.tolist())
                 for expert, value in enumerate(row)
             }
-        notes = self._warnings(mixtures, metrics) if step % IDLE_STEPS == 0 else []
+        is_told = step % IDLE_STEPS == 0 or step == self.steps
+        notes = self._warnings(mixtures, metrics) if is_told else []
         return Steering(metrics, notes)
 
     def _warnings(self, mixtures: list[MixtureOfExperts], metrics: dict[str, float]) -> list[str]:

@@ -8,9 +8,9 @@ with as many trials as ReRoPE, on windows that are not reported.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from heliostat.runs.claim import ClaimResult, Measurement, write_claim
+from heliostat.runs.quotable import docs_folder
 from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
 from jobs.rerope.config import Config
@@ -65,7 +65,7 @@ def claim(config: Config, run: Run) -> RunSummary:
         command="heliostat claim rerope",
         seconds=run.seconds,
     )
-    write_claim(run.folder, result, _docs_folder(config))
+    write_claim(run.folder, result, docs_folder("rerope", config))
     report = write_claim_report(run, result, study, (schemes, by_position))
     run.finish({"holds": float(result.holds)}, seeds=seeds)
     return RunSummary(
@@ -123,10 +123,3 @@ def _settings(scheme: PositionScheme) -> dict[str, float]:
     }
     values = {name: float(value) for name, value in named.items() if value is not None}
     return {**values, "log_n_post": float(scheme.log_n == "post")}
-
-
-def _docs_folder(config: Config) -> Path | None:
-    """`docs/` of a checkout that the claim is measured from, at the size of the package only."""
-    docs = Path("docs")
-    is_whole = config.fit.steps == Config().fit.steps and config.length == Config().length
-    return docs if is_whole and (docs / "claims").is_dir() else None

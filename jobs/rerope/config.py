@@ -126,6 +126,8 @@ class SchemeConfig:
     """Largest position of dual chunks; null: 3 L / 4."""
     local: int | None = None
     """Tokens before a chunk that keep exact distances; null: L / 8."""
+    beta: float | None = None
+    """Exponent of ntk_mixed; null: 0.625."""
 
 
 @dataclass(frozen=True)

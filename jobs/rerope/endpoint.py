@@ -28,7 +28,7 @@ from heliostat.serve.contract import Example, Page
 from heliostat.serve.errors import ApiError
 from heliostat.serve.generation.byte_codec import ByteCodec
 from heliostat.serve.generation.config import GenerationConfig
-from heliostat.serve.generation.engine import Generation
+from heliostat.serve.generation.engine import Engine, Generation
 from heliostat.serve.generation.intake import Chosen, LanguageService
 from heliostat.serve.generation.native_routes import describe, timing_of
 from heliostat.serve.generation.openai_routes import openai_router
@@ -226,7 +226,7 @@ def rerope_router(service: Service) -> APIRouter:
         )
         scheme = reading.plan.scheme
         generation = language.submit(chosen, request, scheme)
-        answers = _Completion(chosen, reading, language.engine(chosen, scheme).bytes_per_token)
+        answers = _Completion(chosen, reading, language.engine(chosen, scheme))
         if asked.stream:
             events = stream(answers.parts(generation), [generation])
             events.headers[BACKEND] = reading.backend
@@ -238,7 +238,7 @@ def rerope_router(service: Service) -> APIRouter:
     @router.get("/models", tags=["reading"])
     async def models() -> dict[str, Any]:
         """The versions that answer."""
-        return {"models": [describe(language, one) for one in language.models]}
+        return {"models": [describe(one) for one in language.models]}
 
     return router
 
@@ -262,9 +262,9 @@ def named(kind: str, chosen: Chosen) -> dict[str, str]:
 class _Completion:
     """The answers to one request, all with one id."""
 
-    def __init__(self, chosen: Chosen, reading: Reading, bytes_per_token: int) -> None:
+    def __init__(self, chosen: Chosen, reading: Reading, engine: Engine) -> None:
         self._named = named("gen", chosen)
-        self._reading, self._bytes_per_token = reading, bytes_per_token
+        self._reading, self._engine = reading, engine
 
     def whole(self, text: str, tokens: list[int], end: Finished | None) -> GenerateAnswer:
         """A completion; `end` is None for a part that others follow."""
@@ -277,7 +277,8 @@ class _Completion:
             }
             timing = timing_of(end).model_dump()
             cached = end.prompt_tokens + max(0, end.completion_tokens - 1)
-            cache_bytes = cached * self._bytes_per_token
+            engine = self._engine
+            cache_bytes = cached * engine.bytes_per_token + engine.bytes_per_sequence
         return GenerateAnswer(
             **self._named,
             text=text,

@@ -8,6 +8,7 @@ bundle of language_model, and long documents of the user's own; its weights are 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -85,6 +86,9 @@ def read_long_text(config: Config, trial: Trial) -> Mapping[str, float]:
     found = hf_bundle.open_language_model(bundle)
     length = asked.trained_length or found.decoder.max_positions
     scheme = scheme_of(config.scheme, length, asked.expansion, "none")
+    # Schemes that assign positions go on top of the frequencies that a model brings along.
+    if found.model.config.yarn is not None and scheme.name not in EXPANDED:
+        scheme = replace(scheme, compose=True)
     table = text_files(
         Path(str(trial.shared["texts"])),
         found.codec.encode,
@@ -117,7 +121,7 @@ def scheme_of(
         defaults["interval"] = float(expansion)
     given = {
         key: value
-        for key in ("window", "interval", "group", "chunk", "local")
+        for key in ("window", "interval", "group", "chunk", "local", "beta")
         if (value := getattr(config, key)) is not None
     }
     usual = "post" if name in WINDOWED or name == "dca" else "none"

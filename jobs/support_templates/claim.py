@@ -18,9 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from heliostat.config.int_range import IntRange
-from heliostat.config.jobs import find_job
-from heliostat.config.load import load_config
 from heliostat.runs.claim import ClaimResult, Criterion, Measurement, write_claim
+from heliostat.runs.quotable import docs_folder
 from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
 from heliostat.train.config import FitConfig
@@ -121,7 +120,7 @@ def claim(config: Config, run: Run) -> RunSummary:
         command=_command(config),
         seconds=run.seconds,
     )
-    write_claim(run.folder, result, _docs_folder(given))
+    write_claim(run.folder, result, docs_folder("support_templates", given))
     report = write_claim_report(run, result, points)
     run.finish({"holds": float(result.holds)}, seeds=config.claim.seeds)
     return RunSummary(
@@ -351,24 +350,6 @@ def _command(config: Config) -> str:
     words = [f"data.simulator.seed_utterances={Path(utterances).name}"] if utterances else []
     words += [f"claim.seeds={seeds}".replace(" ", "")] if seeds != list(ClaimConfig().seeds) else []
     return " ".join(["heliostat claim support_templates", *words])
-
-
-def _docs_folder(config: Config) -> Path | None:
-    """`docs/` of a checkout that the claim is measured from, as it stands there and in full."""
-    docs = Path("docs")
-    return docs if is_quotable(config) and (docs / "claims").is_dir() else None
-
-
-def is_quotable(config: Config) -> bool:
-    """Whether what decides the figures is what the job's own config says, with all its seeds."""
-    default = load_config(find_job("support_templates"), None, [], []).config
-    assert isinstance(default, Config)
-    own = replace(config.claim, seeds=default.claim.seeds, parallel=default.claim.parallel)
-    same = replace(config, claim=own)
-    deciding = ("data", "model", "general", "dapt", "dft", "compare", "encoder", "claim")
-    return set(config.claim.seeds) >= set(default.claim.seeds) and all(
-        getattr(same, name) == getattr(default, name) for name in deciding
-    )
 
 
 def _row(criterion: Criterion) -> tuple[str, float, str, float, str]:

@@ -398,6 +398,29 @@ def test_a_scheme_on_top_of_the_models_own_yarn_keeps_its_frequencies_and_its_fa
             torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
 
 
+def test_rerope_is_the_limit_of_leaky_rerope_also_on_top_of_the_models_own_yarn() -> None:
+    model, ids = make_latent_model(yarn=YARN), draw()
+    assert YARN.magnitude != 1.0
+    with torch.no_grad():
+        clipped = planned(model, PositionScheme("rerope", window=9, compose=True))(ids)[0]
+        leaky = PositionScheme("leaky_rerope", window=9, interval=1e9, compose=True)
+        torch.testing.assert_close(planned(model, leaky)(ids)[0], clipped, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("scheme", ["rerope", "leaky_rerope"])
+def test_on_top_of_yarn_a_beginning_taken_over_reads_as_if_it_were_ones_own(scheme: str) -> None:
+    interval = {"interval": 8.0} if scheme == "leaky_rerope" else {}
+    made = PositionScheme(scheme, window=9, compose=True, **interval)  # type: ignore[arg-type]
+    lm, ids = planned(make_latent_model(yarn=YARN), made), draw()[0]
+    with torch.no_grad():
+        whole = lm(ids[None])[0]
+        cache = PagedCache(lm.cache_layouts(), pages=8, sequences=2)
+        lm.cached(ids[:64], cache.step([PagedSequence(range(4), 0, 64, slot=0)]))
+        taken_over = PagedSequence([0, 1, 2, 3, 6, 7], 64, N - 64, slot=1, ring_is_stale=True)
+        rest = lm.cached(ids[64:], cache.step([taken_over]))
+    torch.testing.assert_close(rest, whole[64:], rtol=0, atol=5e-5)
+
+
 def test_a_models_own_yarn_and_a_scheme_go_together_only_where_it_is_said() -> None:
     stretched, plain = make_latent_model(yarn=YARN), make_latent_model()
     with pytest.raises(ValueError, match="YaRN of its own: set compose to true to put rerope on"):

@@ -105,6 +105,8 @@ def test_largest_relative_position_against_brute_force(length: int) -> None:
         ("nope", {}),
         ("dca", {}),
         ("dca", {"chunk": 17, "local": 5}),
+        ("dca", {"chunk": 9, "local": 8}),
+        ("dca", {"chunk": 9, "local": 6}),
     ]
     for window in (1, 3, 16, 64):
         cases += [

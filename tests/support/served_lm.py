@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -154,3 +155,14 @@ def serving_lm(
     server[0].should_exit = True
     thread.join(30)
     assert not thread.is_alive()
+
+
+def engine_of(served: Serving) -> Any:
+    return served.service.newest.model.engine(served.service.thread)
+
+
+def wait_until(condition: Any) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)

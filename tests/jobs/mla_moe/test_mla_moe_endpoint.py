@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import requests
 import torch
 from mixture_task import MODEL
-from served_lm import Serving, serving_lm
+from openai import OpenAI
+from served_lm import Serving, engine_of, serving_lm, wait_until
 
 from heliostat.errors import BundleError
 from heliostat.runs.bundle import load_bundle, save_bundle
@@ -127,3 +130,35 @@ def test_a_model_of_other_tokens_is_sent_to_the_general_endpoint(tmp_path: Path)
     bundle = load_bundle(write_bundle(tmp_path / "ids", kind="ids"))
     with pytest.raises(BundleError, match="export it and serve it with language_model"):
         MixtureEndpoint(GenerationConfig()).open(bundle)
+
+
+def test_the_openai_client_streams_while_another_cancels_and_a_third_sends_too_much(
+    served: Serving,
+) -> None:
+    client = OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0)
+    model = client.models.list().data[0]
+    engine = engine_of(served)
+    asked: dict[str, Any] = {"model": model.id, "prompt": PROMPT, "seed": 5, "max_tokens": 60}
+    whole = client.completions.create(**asked).choices[0]
+    assert whole.text
+    said: list[str] = []
+
+    def read() -> None:
+        said.extend(
+            part.choices[0].text for part in client.completions.create(**asked, stream=True)
+        )
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    leaving = client.completions.create(
+        model=model.id, prompt="for i in range(3):", max_tokens=60, seed=2, stream=True
+    )
+    next(iter(leaving))
+    leaving.close()
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.completions.create(model=model.id, prompt="x = 1\n" * 700, max_tokens=5)
+    assert caught.value.status_code == 413
+    reader.join(60)
+    assert "".join(said) == whole.text
+    wait_until(lambda: engine.pages_held == 0)
+    assert engine.statistics.cancelled >= 1

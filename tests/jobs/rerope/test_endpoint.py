@@ -158,18 +158,23 @@ def test_a_comparison_has_a_row_for_each_scheme_in_order(
 
 
 @pytest.mark.parametrize(
-    ("scheme", "ours"),
+    ("scheme", "ours", "ring_slots"),
     [
-        (REROPE, PositionScheme("rerope", window=6, log_n="post")),
-        ({"name": "yarn", "k": 8}, PositionScheme("yarn", interval=8.0)),
+        (REROPE, PositionScheme("rerope", window=6, log_n="post"), 6),
+        ({"name": "yarn", "k": 8}, PositionScheme("yarn", interval=8.0), 0),
         (
             {"name": "self_extend", "window": 6, "group": 4},
             PositionScheme("self_extend", window=6, group=4),
+            6,
         ),
     ],
 )
 def test_a_greedy_completion_is_that_of_the_model(
-    served: Serving, opened: RotaryModel, scheme: dict[str, Any], ours: PositionScheme
+    served: Serving,
+    opened: RotaryModel,
+    scheme: dict[str, Any],
+    ours: PositionScheme,
+    ring_slots: int,
 ) -> None:
     body = {"text": TEXT, "scheme": scheme, "max_new_tokens": 12, "temperature": 0}
     status, answer = ask(served, "generate", body)
@@ -185,7 +190,9 @@ def test_a_greedy_completion_is_that_of_the_model(
     assert answer["finish_reason"] == "length"
     assert answer["usage"] == {"prompt_tokens": len(TEXT), "completion_tokens": 12}
     assert set(answer["timing"]) >= {"prefill_ms", "decode_ms_per_token"}
-    assert answer["cache_bytes"] == (len(TEXT) + 11) * 2 * 2 * 2 * 8 * 4
+    # Two layers keep a key and a value of two heads for each token, and a ring of near keys.
+    ring = 2 * ring_slots * 2 * 8 * 4
+    assert answer["cache_bytes"] == (len(TEXT) + 11) * 2 * 2 * 2 * 8 * 4 + ring
 
 
 def test_a_stream_has_an_object_for_each_token(served: Serving) -> None:

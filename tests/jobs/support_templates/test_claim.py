@@ -13,9 +13,10 @@ from heliostat.config.load import load_config
 from heliostat.config.resources import TrackerConfig
 from heliostat.runs.claim import ClaimResult, Criterion, Measurement
 from heliostat.runs.inputs import Input
+from heliostat.runs.quotable import is_quotable
 from heliostat.runs.run import Run
 from heliostat.storage import Location
-from jobs.support_templates.claim import arms, is_quotable, with_seed
+from jobs.support_templates.claim import arms, with_seed
 from jobs.support_templates.claim_criteria import STRUCTURED, criteria
 from jobs.support_templates.claim_report import write_claim_report
 from jobs.support_templates.config import Config
@@ -101,7 +102,7 @@ def test_only_the_whole_claim_as_it_stands_may_be_quoted_in_the_docs(
 ) -> None:
     config = load_config(find_job("support_templates", ROOT), None, words, []).config
     assert isinstance(config, Config)
-    assert is_quotable(config) is is_default
+    assert is_quotable("support_templates", config) is is_default
 
 
 def test_every_arm_has_its_counterpart_with_the_same_budget_and_schedule() -> None:

@@ -67,6 +67,11 @@ class LanguageModel(Protocol):
         """What a token takes of the pool, as the tensors have it."""
         ...
 
+    @property
+    def bytes_per_sequence(self) -> int:
+        """What a sequence takes besides, however long it is: the rings."""
+        ...
+
     def forward(self, work: Sequence[Work]) -> torch.Tensor:
         """Compute a step and keep its tokens.
 

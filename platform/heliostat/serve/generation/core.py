@@ -79,6 +79,11 @@ class EngineCore:
         return self._model.bytes_per_token
 
     @property
+    def bytes_per_sequence(self) -> int:
+        """What a sequence takes besides."""
+        return self._model.bytes_per_sequence
+
+    @property
     def longest(self) -> int:
         """Tokens, prompt and completion together, that a request may have."""
         return min(self._model.context, self.scheduler.capacity)
@@ -176,7 +181,8 @@ class EngineCore:
         return Scored(told)
 
     def _fail(self, sequence: GeneratedSequence, why: str) -> tuple[GeneratedSequence, Event]:
-        pages = list(sequence.pages)
+        # What others hold too was whole before this sequence came, and they read it.
+        pages = self.scheduler.pool.sole(sequence.pages)
         self.scheduler.remove(sequence, is_sound=False)
         self._model.clear(pages)
         return sequence, sequence.finished("error", why)

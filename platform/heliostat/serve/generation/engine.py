@@ -131,11 +131,6 @@ class Engine:
         self.statistics = EngineStatistics()
 
     @property
-    def queue(self) -> int:
-        """Requests that may wait."""
-        return self._queue
-
-    @property
     def waiting(self) -> int:
         """Requests that are not admitted yet."""
         return len(self._incoming) + len(self._core.scheduler.waiting)
@@ -156,19 +151,14 @@ class Engine:
         return not (self._incoming or self._running or self._core.has_work)
 
     @property
-    def vocab_size(self) -> int:
-        """Token ids are below this."""
-        return self._core.vocab_size
-
-    @property
     def bytes_per_token(self) -> int:
         """What a token takes of the cache."""
         return self._core.bytes_per_token
 
     @property
-    def longest(self) -> int:
-        """Tokens, prompt and completion together, that a request may have."""
-        return self._core.longest
+    def bytes_per_sequence(self) -> int:
+        """What a sequence takes of it besides, however long it is."""
+        return self._core.bytes_per_sequence
 
     def status(self) -> dict[str, int | float]:
         """How busy it is, and what it has done; JSON."""

@@ -85,7 +85,7 @@ class LanguageService:
             found = prompt
         if not found:
             raise ApiError(400, "the prompt is empty", field=field, code="invalid")
-        size = self.engine(chosen).vocab_size
+        size = chosen.model.limits.vocab_size
         for place, token in enumerate(found):
             if not 0 <= token < size:
                 where = f"{field}.{place}"
@@ -116,7 +116,7 @@ class LanguageService:
         Raises:
             ApiError: 413 when the prompt, or what it wants after it, does not fit.
         """
-        longest = self.engine(chosen).longest
+        longest = chosen.model.limits.longest
         left = longest - len(prompt)
         if left < (1 if wanted is None else wanted):
             asked = "" if wanted is None else f" and {wanted} new ones"

@@ -96,22 +96,23 @@ def native_router(service: Service) -> APIRouter:
     @router.get("/models", tags=["generation"])
     async def models() -> dict[str, Any]:
         """The versions that answer, and how busy their engines are."""
-        return {"models": [describe(language, one) for one in language.models]}
+        return {"models": [describe(one) for one in language.models]}
 
     return router
 
 
-def describe(language: LanguageService, chosen: Chosen) -> dict[str, Any]:
-    """What there is to know of a version; JSON."""
-    engine = language.engine(chosen)
+def describe(chosen: Chosen) -> dict[str, Any]:
+    """What there is to know of a version; JSON. The engine is that of the first variant, if any."""
+    engine = chosen.model.engines.get(None)
+    limits = chosen.model.limits
     return {
         **chosen.model.about(),
         "version": chosen.version.name,
-        "longest": engine.longest,
-        "vocab_size": engine.vocab_size,
-        "bytes_per_token": engine.bytes_per_token,
+        "longest": limits.longest,
+        "vocab_size": limits.vocab_size,
+        "bytes_per_token": limits.bytes_per_token,
         "has_chat": chosen.model.codec.has_chat,
-        "engine": engine.status(),
+        "engine": None if engine is None else engine.status(),
     }
 
 

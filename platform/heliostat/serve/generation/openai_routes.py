@@ -177,7 +177,7 @@ def _submit(
     Raises:
         ApiError: 413 when they are more than may ever wait, 429 or 503 when too many wait now.
     """
-    most = language.engine(chosen).queue
+    most = chosen.model.queue
     if len(requests) > most:
         message = f"{len(requests)} completions are asked for at once; at most {most} may be"
         raise ApiError(413, message, field="prompt")

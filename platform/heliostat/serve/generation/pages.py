@@ -97,6 +97,10 @@ class PagePool:
             else:
                 self._idle[page] = None
 
+    def sole(self, pages: Iterable[int]) -> list[int]:
+        """Those of some held pages that nobody else holds."""
+        return [page for page in pages if self._holders[page] == 1]
+
     def distrust(self, pages: Iterable[int]) -> None:
         """Let nobody else use what these pages hold; their holders keep them."""
         for page in pages:

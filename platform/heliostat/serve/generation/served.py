@@ -38,6 +38,17 @@ class NamedModel:
     """For the job's own routes."""
 
 
+@dataclass(frozen=True)
+class ModelLimits:
+    """What a request must keep to, in any variant."""
+
+    vocab_size: int
+    longest: int
+    """Most tokens of a request, those that it wants included."""
+    bytes_per_token: int
+    """Of the cache, in the first variant."""
+
+
 class ServedLanguageModel:
     """A `Model` of an endpoint whose routes use its engines instead of batches."""
 
@@ -45,6 +56,7 @@ class ServedLanguageModel:
         self.named, self._config = named, config
         self._engines: OrderedDict[Hashable, Engine] = OrderedDict()
         self._first: EngineCore | None = None
+        self._limits: ModelLimits | None = None
 
     @property
     def name(self) -> str:
@@ -80,6 +92,20 @@ class ServedLanguageModel:
             self._first = None
         self._engines.move_to_end(variant)
         return self._engines[variant]
+
+    @property
+    def limits(self) -> ModelLimits:
+        """Known without an engine: those there are may all be at work in other variants."""
+        if self._limits is None:
+            self._first = self._first or self._core(None)
+            core = self._first
+            self._limits = ModelLimits(core.vocab_size, core.longest, core.bytes_per_token)
+        return self._limits
+
+    @property
+    def queue(self) -> int:
+        """Requests that may wait for an engine."""
+        return self._config.queue
 
     @property
     def engines(self) -> Mapping[Hashable, Engine]:

@@ -289,3 +289,21 @@ def test_a_sequence_that_cannot_be_computed_fails_alone(raises: bool) -> None:
     for prompt, one in zip(good, [told[0], *told[2:]], strict=True):
         expected = greedy(decoder, list(prompt), 6)[0]
         assert 255 in expected or one.tokens == expected
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_sequence_that_fails_leaves_the_beginning_that_it_shared_to_the_other(
+    raises: bool,
+) -> None:
+    model = Poisoned(tiny_decoder(), vocab_size=256, context=400, pages=20, sequences=8)
+    model.raises = raises
+    prompt = tuple(token % 200 for token in prompt_of(40, 3))
+    bad = (*prompt[:36], 255)
+    core = EngineCore(model, CODEC)
+    requests = [Request(prompt, 12, GREEDY), Request(bad, 6, GREEDY), Request(prompt, 12, GREEDY)]
+    told = run(core, requests, arrivals=[0, 4, 6])
+    assert [one.reason for one in told] == ["length", "error", "length"]
+    expected = greedy(tiny_decoder(), list(prompt), 12)[0]
+    assert 255 not in expected
+    assert told[0].tokens == expected
+    assert told[2].tokens == expected

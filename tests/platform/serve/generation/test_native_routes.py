@@ -102,6 +102,7 @@ def test_a_score_is_the_mean_loss_of_the_text(served: Serving, opened: LanguageM
 
 
 def test_models_say_what_can_be_asked_for(served: Serving) -> None:
+    assert ask(served, "score", {"tokens": [3, 4]})[0] == 200
     answer = requests.get(f"{served.url}{PREFIX}/models", timeout=30).json()
     (model,) = answer["models"]
     assert (model["name"], model["vocab_size"], model["has_chat"]) == (NAME, 320, True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import openai
 import pytest
 import torch
 from openai import OpenAI
-from served_lm import NAME, Serving, serving_lm, write_lm_bundle
+from served_lm import NAME, Serving, engine_of, serving_lm, wait_until, write_lm_bundle
 
 from heliostat.runs.bundle import load_bundle
 from heliostat.serve.generation.config import GenerationConfig
@@ -65,17 +64,6 @@ def greedy(opened: LanguageModel, prompt: list[int], count: int) -> list[int]:
         if tokens[-1] in opened.codec.stop_tokens:
             break
     return tokens[len(prompt) :]
-
-
-def engine_of(served: Serving) -> Any:
-    return served.service.newest.model.engine(served.service.thread)
-
-
-def wait_until(condition: Any) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def test_models_are_listed_and_found(client: OpenAI, served: Serving) -> None:

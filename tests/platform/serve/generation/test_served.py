@@ -48,7 +48,10 @@ def test_a_variant_has_one_engine_and_the_longest_unused_gives_way() -> None:
 def test_an_engine_at_work_does_not_give_way() -> None:
     async def work() -> None:
         model, _ = model_of(1)
+        assert model.predict([model.example()]) == ["length"]
         async with model.engine(THREAD, "a").submit(Request((1,), 20)) as events:
+            # What a request must keep to is known all the same.
+            assert model.limits.longest >= 21
             with pytest.raises(ApiError) as refused:
                 model.engine(THREAD, "b")
             assert refused.value.status == 503
