@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from heliostat.config.int_range import IntRange
+from heliostat.errors import ConfigError
 from heliostat.runs.claim import ClaimResult, Criterion, Measurement, write_claim
 from heliostat.runs.quotable import docs_folder
 from heliostat.runs.run import Run
@@ -87,6 +88,11 @@ class Seed:
 
 def claim(config: Config, run: Run) -> RunSummary:
     """Measure the claim over all seeds and write `claim.json` and a report."""
+    if config.claim.second_width == config.model.width:
+        raise ConfigError(
+            f"claim.second_width is {config.claim.second_width}, which is model.width too; the "
+            "scaling report compares two sizes"
+        )
     given, config = config, _one_worker(config)
     # The general text is shared: prepared before anything runs in parallel.
     if config.model.source == RANDOM_WEIGHTS:

@@ -281,11 +281,6 @@ class Config:
                 "starts from random weights, so it is only compared with a decoder that does; set "
                 "encoder.enabled=false or model.source=config"
             )
-        if self.claim.second_width == self.model.width:
-            raise ConfigError(
-                f"claim.second_width is {self.claim.second_width}, which is model.width too; the "
-                "scaling report compares two sizes"
-            )
         if self.model.source == RANDOM_WEIGHTS:
             decoder_of(self.model)
             longest = max(self.dapt.seq_len, self.dft.context.max_tokens)

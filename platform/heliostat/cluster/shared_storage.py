@@ -44,11 +44,17 @@ def require_shared_storage(
         return
     growth = " and may get more" if cluster.groups else ""
     uri = "a URI such as s3://bucket/runs, or " if setting == "out" else ""
+    shared = settings().shared_storage
+    parent = location.local_path.parent
+    remedy = (
+        f"if the nodes do share this disk, set HELIOSTAT_SHARED_STORAGE={parent}"
+        if shared is None
+        else f"HELIOSTAT_SHARED_STORAGE says that all nodes see {shared}, so choose a folder there"
+    )
     raise UserError(
         f"{setting} leads to {location.local_path} on this machine's own disk, but {cluster.name} "
         f"has {nodes} nodes{growth}: give {uri}a folder on a network file system that is mounted "
-        "at the same path on every node; if the nodes do share this disk, set "
-        f"HELIOSTAT_SHARED_STORAGE={location.local_path.parent}"
+        f"at the same path on every node; {remedy}"
     )
 
 

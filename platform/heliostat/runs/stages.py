@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 STAGES_FOLDER = "stages"
+TRIALS = "trials"
+"""Folder of a sweep with a run folder for each of its trials."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

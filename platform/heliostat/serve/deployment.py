@@ -160,7 +160,7 @@ def _replicas(replicas: IntRange, target: float) -> dict[str, Any]:
 def _absolute(config: JobConfig, overrides: Sequence[str]) -> list[str]:
     """Paths as words of the config, absolute: a replica runs in another folder."""
     words = [
-        f"{key}={Path(value).resolve()}"
+        f"{key}={Location.of(value).uri}"
         for key, value in _paths(config)
         if value != OFF and "://" not in value
     ]

@@ -36,6 +36,7 @@ from heliostat.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 FLUSH_S = 0.25
+WAIT_S = 10.0
 MOST_WAITING = 100_000
 """Events that wait for a database that is away; what comes beyond is not kept."""
 _METADATA = MetaData()
@@ -160,9 +161,14 @@ class EventLog:
             raise EventsAway from None
 
     def flush(self) -> None:
-        """Keep what was left for later, and wait for what another thread is just writing."""
-        with self._flushing:
+        """Keep what was left for later, and wait a moment for what another thread is writing."""
+        if not self._flushing.acquire(timeout=WAIT_S):
+            logger.warning("another thread has been writing events for %g s", WAIT_S)
+            return
+        try:
             self._flush()
+        finally:
+            self._flushing.release()
 
     def _flush(self) -> None:
         with self._lock:

@@ -60,7 +60,7 @@ class Address:
                 replica=str(found["replica"]),
                 percents={str(one["version"]): one["percent"] for one in found["versions"]},
                 shadow=found["shadow"],
-                lineup=found["lineup"],
+                lineup=found.get("lineup"),
                 is_lineup_refused=bool(found["refused_lineup"]),
             )
         except (urllib.error.URLError, OSError, ValueError, KeyError, TypeError) as error:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 
 from heliostat.config.jobs import find_job
@@ -109,13 +110,19 @@ class Replica:
 
 
 def _check_haproxy(config: ServeConfig) -> None:
-    """Refuse limits above that of HAProxy, which is set where the cluster starts."""
+    """Refuse limits above that of HAProxy, which is set where the cluster starts.
+
+    Every node has an HAProxy that counts for itself.
+    """
     given, wanted = settings().most_in_flight, most_in_flight(config)
-    if given is not None and given.isdecimal() and int(given) < wanted:
+    if given is None or not given.isdecimal():
+        return
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    if int(given) * nodes < wanted:
         raise ConfigError(
             f"serve.limits.queue + serve.batching.items is {wanted}, but HAProxy of this cluster "
-            f"lets a replica have {given} requests in flight; start the cluster with "
-            f"{MOST_IN_FLIGHT_VARIABLE}={wanted}"
+            f"lets a replica have {int(given) * nodes} requests in flight; start the cluster with "
+            f"{MOST_IN_FLIGHT_VARIABLE}={-(-wanted // nodes)}"
         )
 
 

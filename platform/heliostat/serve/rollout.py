@@ -86,7 +86,8 @@ def is_here(dashboard: str) -> bool:
         return False
     answer = _client(dashboard)._do_request("GET", "/nodes?view=hostNameList")
     hosts = answer.json()["data"]["hostNameList"] if answer.ok else []
-    return socket.gethostname() in hosts
+    # A head that does not know its nodes yet, or does not tell, is taken for what it looks like.
+    return not hosts or socket.gethostname() in hosts
 
 
 def _with_id(description: Mapping[str, Any], id_: str) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from heliostat.config.contract import JobConfig
 from heliostat.config.load import LoadedConfig
 from heliostat.errors import ConfigError
 from heliostat.runs import clock
+from heliostat.runs.stages import TRIALS
 from heliostat.storage import Location
-from heliostat.sweep.ledger import TRIALS, Ledger, Point, Status, TrialRecord, trial_name
+from heliostat.sweep.ledger import Ledger, Point, Status, TrialRecord, trial_name
 from heliostat.sweep.plan import SweepPlan, spelled
 from heliostat.sweep.policy import Population, Replacement, make_policy
 from heliostat.sweep.proposer import make_proposer

@@ -21,7 +21,6 @@ from heliostat.sweep.space import Values
 
 LEDGER = "ledger"
 ELAPSED = "elapsed.txt"
-TRIALS = "trials"
 
 Status = Literal[
     "waiting", "running", "paused", "finished", "stopped", "replaced", "failed", "refused"

@@ -18,10 +18,11 @@ from heliostat.cluster.ray_cluster import share_cluster
 from heliostat.config.resources import ResourcesConfig, TrackerConfig
 from heliostat.errors import Fault, HeliostatError, Interrupted
 from heliostat.runs.run import Run
+from heliostat.runs.stages import TRIALS
 from heliostat.storage import Location
 from heliostat.sweep.contract import TrialKind
 from heliostat.sweep.director import TrialEnd, TrialOrder
-from heliostat.sweep.ledger import TRIALS, Point
+from heliostat.sweep.ledger import Point
 from heliostat.train.config import FitConfig
 from heliostat.train.failure import shorten
 from heliostat.train.fit import FitResult, fit

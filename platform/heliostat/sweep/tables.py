@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from heliostat.config.dump import to_yaml
+from heliostat.runs.stages import TRIALS
 from heliostat.storage import Location
-from heliostat.sweep.ledger import TRIALS, TrialRecord
+from heliostat.sweep.ledger import TrialRecord
 from heliostat.sweep.outcome import Outcome
 from heliostat.sweep.plan import SECTION, SweepPlan, spelled
 

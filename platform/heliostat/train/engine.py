@@ -223,8 +223,9 @@ def _masters_without_zero(engine: Any) -> dict[int, torch.Tensor]:
     Without ZeRO in half precision they are in the groups of `FP16_UnfusedOptimizer` (DeepSpeed
     0.19.8), also in bf16, and `safe_get_full_fp32_param` finds none.
     """
-    halves = getattr(engine.optimizer, "fp16_groups", [])
-    wholes = getattr(engine.optimizer, "fp32_groups", [])
+    if engine.zero_optimization_stage() > 0 or not hasattr(engine.optimizer, "fp32_groups"):
+        return {}
+    halves, wholes = engine.optimizer.fp16_groups, engine.optimizer.fp32_groups
     return {
         id(half): whole
         for half_group, whole_group in zip(halves, wholes, strict=True)

@@ -21,6 +21,7 @@ from heliostat.config.resources import ResourcesConfig
 from heliostat.data.reader import batch_plan
 from heliostat.runs.run import Run
 from heliostat.runs.series import read_series
+from heliostat.runs.stages import TRIALS
 from heliostat.storage import Location
 from heliostat.train.config import FitConfig, total_steps
 from heliostat.train.history import read_history
@@ -103,7 +104,7 @@ def fit(
     """
     stage = name or task.name
     digest = training_digest(task, config, start_from, run)
-    origin = {} if branch_from is None else {"branch": branch_from.uri}
+    origin = {} if branch_from is None else {"branch": _placeless(branch_from.uri, run)}
 
     def work(folder: Location) -> dict[str, Any]:
         check_training(task, config, resources, run)
@@ -140,9 +141,18 @@ def training_digest(task: Task, config: FitConfig, start_from: Location | None, 
     was moved to, and for another user.
     """
     text = f"{task!r}|{config!r}|{start_from.uri if start_from is not None else None}"
-    for place, name in ((run.folder.uri, "RUN"), (run.cache.uri, "CACHE")):
+    return sha256(_placeless(text, run).encode()).hexdigest()[:12]
+
+
+def _placeless(text: str, run: Run) -> str:
+    """A text with names for the folders that may lie elsewhere tomorrow."""
+    places = {run.folder.uri: "RUN", run.cache.uri: "CACHE"}
+    if run.folder.parent.name == TRIALS:
+        # What the trials of a sweep share lies beside them.
+        places[run.folder.parent.parent.uri] = "SWEEP"
+    for place, name in places.items():
         text = text.replace(place, name)
-    return sha256(text.encode()).hexdigest()[:12]
+    return text
 
 
 def _train(

@@ -42,7 +42,7 @@ def test_a_folder_said_to_be_shared_is_fine_and_only_that_one(
     monkeypatch.setenv("HELIOSTAT_SHARED_STORAGE", str(tmp_path / "storage"))
     cluster = parse_cluster("nodes=2,cpus=4")
     require_shared_storage(Location.of(tmp_path / "storage" / "runs"), cluster)
-    with pytest.raises(UserError, match="HELIOSTAT_SHARED_STORAGE="):
+    with pytest.raises(UserError, match=r"HELIOSTAT_SHARED_STORAGE says .* choose a folder there"):
         require_shared_storage(Location.of(tmp_path / "storage-of-another" / "runs"), cluster)
 
 
