@@ -36,11 +36,13 @@ def main() -> None:
     parser.add_argument("bundle", help="a bundle of support_templates")
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--layers", type=int, default=64, help="of the model that is served")
+    parser.add_argument("--width", type=int, default=32, help="of its residual stream")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="heliostat-benchmark-") as scratch:
-        bundle = deeper(str(Path(given.bundle).resolve()), given.layers, Path(scratch) / "deep")
+        own = str(Path(given.bundle).resolve())
+        bundle = deeper(own, given.layers, Path(scratch) / "deep", given.width)
         measures = measured(bundle, given.pairs, given.seconds)
-    details = {"body": BODY, "layers": given.layers}
+    details = {"body": BODY, "layers": given.layers, "width": given.width}
     report("batching", measures, details, given.out)
 
 

@@ -7,7 +7,7 @@ model: an operation on one short context costs about what it costs on sixteen.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,12 +19,20 @@ from heliostat.storage import Location
 from jobs.support_templates.bundle import open_classifier
 from models.classifier import DecoderClassifier
 from models.decoder import Decoder
+from models.decoder_config import gpt_neox_config
 
 
-def deeper(bundle: str, layers: int, folder: Path) -> str:
-    """Write a copy with so many layers into a new folder; returns its path."""
+def deeper(bundle: str, layers: int, folder: Path, width: int | None = None) -> str:
+    """Write a copy with so many layers, and as wide as that, into a new folder; returns its path."""
     classifier = open_classifier(load_bundle(bundle))
-    config = replace(classifier.model.decoder.config, layers=layers)
+    own = classifier.model.decoder.config
+    config = gpt_neox_config(
+        vocab_size=own.vocab_size,
+        width=width or own.width,
+        layers=layers,
+        heads=own.heads,
+        max_positions=own.max_positions,
+    )
     generator = torch.Generator().manual_seed(0)
     labels = len(classifier.label_map)
     model = DecoderClassifier(Decoder(config, generator), labels, generator)
