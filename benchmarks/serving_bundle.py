@@ -23,7 +23,7 @@ from models.decoder_config import gpt_neox_config
 
 
 def deeper(bundle: str, layers: int, folder: Path, width: int | None = None) -> str:
-    """Write a copy with so many layers, and as wide as that, into a new folder; returns its path."""
+    """Write a copy with so many layers, and as wide, into a new folder; returns its path."""
     classifier = open_classifier(load_bundle(bundle))
     own = classifier.model.decoder.config
     config = gpt_neox_config(
