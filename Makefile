@@ -7,6 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Exact pins and no resolver: the same files on every machine, and nothing to walk back from.
 INSTALL = $(BIN)/pip install --no-deps --disable-pip-version-check
+# Where torch's builds are: for GPUs the one that the driver supports, say .../whl/cu130. The lock has
+# what the build for processors needs; what another needs besides comes along, and stays out of the lock.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH = $$(grep '^torch==' requirements.lock)
 OR_SHOW = >>$(VENV)/setup.log 2>&1 || (tail -n 20 $(VENV)/setup.log; exit 1)
 
 .PHONY: run test test-all lint setup setup-dev lock docs clean
@@ -36,7 +40,9 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 		|| (echo "Heliostat needs Python 3.11: make PYTHON=/path/to/python3.11 run" && exit 2)
 	@$(INSTALL) setuptools==$$(sed -n 's/^setuptools==//p' requirements.lock) wheel==$$(sed -n 's/^wheel==//p' requirements.lock) $(OR_SHOW)
-	@$(INSTALL) --no-build-isolation -r requirements.lock $(OR_SHOW)
+	@grep -v '^torch==' requirements.lock >$(VENV)/others.lock
+	@$(INSTALL) --no-build-isolation -r $(VENV)/others.lock $(OR_SHOW)
+	@$(BIN)/pip install --disable-pip-version-check --retries 1 --extra-index-url $(TORCH_INDEX) $(TORCH) $(OR_SHOW)
 	@$(INSTALL) --no-build-isolation -e . $(OR_SHOW)
 	@touch $@
 

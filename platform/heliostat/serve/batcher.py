@@ -3,8 +3,10 @@
 A batch begins when the model is free. It takes what waits, oldest first, up to a number of items
 and of tokens. It waits for more, `wait_s` at most, only where it follows the last batch within as
 long and fewer are there than that one had: a client alone is never kept waiting, and clients that
-answer each other's batches find each other again. (Wait time and size are the usual two limits;
-that the wait depends on the last batch is ours.)
+answer each other's batches find each other again. The wait ends as soon as nobody has come for a
+fifth of that time: those who answer a batch come close together, and for anybody else it is better
+to compute than to wait. (Wait time and size are the usual two limits; that the wait depends on the
+last batch and on the pause is ours.)
 
 One bad item fails alone: when a batch raises, its items are computed one by one. An item whose
 client has gone leaves the queue at once. The queue is limited in length and in time: what the last
@@ -30,6 +32,8 @@ from heliostat.serve.errors import too_busy
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+PAUSE = 0.2
+"""Share of the longest wait after which nobody else is waited for."""
 READ_TURNS = 4
 """Turns of the event loop between two batches: answers go out, and what clients sent meanwhile is
 read, passes the gate and joins the queue."""
@@ -172,7 +176,7 @@ class Batcher(Generic[Item, Result]):
             self._answered = asyncio.get_running_loop().time()
 
     async def _gather(self) -> None:
-        """Wait a little for as many as last time, if that was just now."""
+        """Wait a little for as many as last time, if that was just now and they keep coming."""
         now = asyncio.get_running_loop().time()
         if now > self._answered + self._limits.wait_s:
             return
@@ -184,7 +188,7 @@ class Batcher(Generic[Item, Result]):
             if left <= 0:
                 return
             try:
-                await asyncio.wait_for(self._arrived.wait(), left)
+                await asyncio.wait_for(self._arrived.wait(), min(left, PAUSE * self._limits.wait_s))
             except TimeoutError:
                 return
 

@@ -60,6 +60,8 @@ class Version:
     bundle: Bundle
     model: Model[Any, Any]
     batcher: Batcher[Any, Any]
+    own_queue: Queueing | None
+    """Of a model that has one."""
     preparing: Count = field(default_factory=Count)
     """Requests on their way to the batcher."""
 
@@ -229,9 +231,10 @@ class Service:
     @property
     def waiting(self) -> int:
         """Requests that wait for the model."""
-        versions = self._require().versions.values()
-        queues = [one.model.waiting for one in versions if isinstance(one.model, Queueing)]
-        return sum(queues) + sum(one.batcher.waiting for one in versions)
+        return sum(
+            one.batcher.waiting + (one.own_queue.waiting if one.own_queue is not None else 0)
+            for one in self._require().versions.values()
+        )
 
     def _require(self) -> _Loaded:
         if self._loaded is None:
@@ -259,7 +262,8 @@ class Service:
             model.predict([example] * size)
             durations.note(size * model.cost(example), time.perf_counter() - began)
         # A model with a queue of its own computes steps in the thread, which batches must not meet.
-        on_loop_s = 0.0 if isinstance(model, Queueing) else ON_LOOP_S
+        own_queue = model if isinstance(model, Queueing) else None
+        on_loop_s = ON_LOOP_S if own_queue is None else 0.0
         batcher = Batcher(
             model.predict,
             replace(self._limits, on_loop_s=on_loop_s),
@@ -267,7 +271,7 @@ class Service:
             partial(self._telemetry.batch, version=version),
             durations,
         )
-        return Version(version, found, model, batcher)
+        return Version(version, found, model, batcher, own_queue)
 
     def _copy_to(self, shadow: Version, prepare: Callable[[Version], Any], served: Any) -> None:
         if shadow.preparing.count + shadow.batcher.waiting >= SHADOW_WAITING:

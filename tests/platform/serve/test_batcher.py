@@ -114,6 +114,17 @@ def test_the_wait_for_others_ends() -> None:
     assert play(LIMITS, story).batches == [[1, 2, 3], [4]]
 
 
+def test_nobody_is_waited_for_who_does_not_come() -> None:
+    patient = BatchLimits(items=4, tokens=100, wait_s=5, queue=8)
+
+    async def story(batcher: Batcher[int, int], model: Doubling) -> None:
+        await asyncio.gather(*await started(batcher, [1, 2, 3]))
+        async with asyncio.timeout(patient.wait_s / 2):
+            assert await batcher.submit(4, 1) == 8
+
+    assert play(patient, story).batches == [[1, 2, 3], [4]]
+
+
 def test_one_bad_item_fails_alone() -> None:
     async def story(batcher: Batcher[int, int], model: Doubling) -> None:
         found = await asyncio.gather(*await started(batcher, [1, 13, 3]), return_exceptions=True)
