@@ -5,16 +5,15 @@
     POST /rerope/v1/generate   a completion under a scheme, streamed or not
     GET  /rerope/v1/models     what can be asked for
 
-Requests of one scheme generate together, in an engine of their own; the schemes of a model share
-its weights and its thread.
+Requests of one scheme generate together, in an engine of their own, and are scored together; the
+schemes of a model share its weights and its thread.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Hashable
-from functools import partial
+from collections.abc import AsyncIterator, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ from jobs.rerope.endpoint_types import (
     ScoreAnswer,
     ScoreRequest,
 )
-from jobs.rerope.reading import Reading, decide, scheme_score, score
+from jobs.rerope.reading import Reading, Scored, TokenScores, decide, scheme_score, score
 from models.decoder import DecoderLM
 from models.paged_lm import PagedLM
 from models.planned_lm import generating
@@ -118,7 +117,7 @@ class RotaryEndpoint:
             "log_n": opened.log_n,
             "rotary_base": opened.shape.rotary_base,
         }
-        return ServedLanguageModel(
+        return ServedRotaryModel(
             NamedModel(opened.name, ByteCodec(), build, about, extra=opened), self._generation
         )
 
@@ -129,6 +128,22 @@ class RotaryEndpoint:
     def common_router(self, service: Service) -> APIRouter:
         """The routes of OpenAI's clients, under plain rope."""
         return openai_router(service)
+
+
+class ServedRotaryModel(ServedLanguageModel):
+    """A version: beside its engines, texts to be scored come in batches."""
+
+    def cost(self, item: Request | Scored) -> int:
+        """Tokens that go through the model."""
+        return len(item.tokens) if isinstance(item, Scored) else super().cost(item)
+
+    def predict(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Scores; or the self test, which nobody shares a batch with."""
+        if not isinstance(items[0], Scored):
+            return super().predict(items)
+        model = self.named.extra
+        assert isinstance(model, RotaryModel)
+        return score(model, items)
 
 
 def rerope_router(service: Service) -> APIRouter:
@@ -146,6 +161,13 @@ def rerope_router(service: Service) -> APIRouter:
             raise ApiError(400, message, field=asked.field, code="invalid")
         return tokens
 
+    async def scored(
+        chosen: Chosen, tokens: tuple[int, ...], reading: Reading, last: int | None
+    ) -> TokenScores:
+        item = Scored(tokens, reading.plan, last)
+        found: TokenScores = await service.submit(chosen.version, item)
+        return found
+
     @router.post("/score", tags=["reading"])
     async def score_text(asked: ScoreRequest, response: Response) -> ScoreAnswer:
         """How a text reads under a scheme."""
@@ -161,7 +183,7 @@ def rerope_router(service: Service) -> APIRouter:
             force=asked.force,
             strict=asked.strict,
         )
-        found = await service.compute(partial(score, model, tokens, reading, asked.last))
+        found = await scored(chosen, tokens, reading, asked.last)
         response.headers[BACKEND] = reading.backend
         values: dict[str, Any] = {
             **scheme_score(model, reading, found).model_dump(),
@@ -195,7 +217,7 @@ def rerope_router(service: Service) -> APIRouter:
         ]
         rows: list[SchemeScore] = []
         for reading in readings:
-            found = await service.compute(partial(score, model, tokens, reading, asked.last))
+            found = await scored(chosen, tokens, reading, asked.last)
             rows.append(scheme_score(model, reading, found))
         response.headers[BACKEND] = ",".join(reading.backend for reading in readings)
         return CompareAnswer(

@@ -1,11 +1,16 @@
 """What the endpoint reads texts with: a model, the schemes that may be asked of it, and scores.
 
+Texts that wait together are scored together: those of one scheme as the rows of one batch, filled
+up at their ends, which no token before can see.
+
 Refusals are those of `models.positions` and `models.position_checks`, told as answers of an API.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -37,6 +42,16 @@ class Reading:
     def backend(self) -> str:
         """What computes its attention."""
         return "merge" if has_branches(self.plan) else "plain"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A text to be scored."""
+
+    tokens: tuple[int, ...]
+    plan: PositionPlan
+    last: int | None
+    """Only so many tokens at its end; None: all."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +112,34 @@ def decide(
 
 
 @torch.inference_mode()
-def score(
-    model: RotaryModel, tokens: tuple[int, ...], reading: Reading, last: int | None
+def score(model: RotaryModel, texts: Sequence[Scored]) -> list[TokenScores]:
+    """Log-probabilities of the last tokens of each text, each token given all before it."""
+    together: defaultdict[PositionPlan, list[int]] = defaultdict(list)
+    for place, text in enumerate(texts):
+        # Where a scheme depends on the length, the interval of its plan says so already.
+        together[replace(text.plan, length=0)].append(place)
+    found: dict[int, TokenScores] = {}
+    for places in together.values():
+        longest = max((texts[place] for place in places), key=lambda text: len(text.tokens))
+        ids = torch.zeros(len(places), len(longest.tokens), dtype=torch.int64)
+        for row, place in enumerate(places):
+            tokens = texts[place].tokens
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        hidden = model.model.decoder(ids[:, :-1], position_plan=longest.plan)
+        for row, place in enumerate(places):
+            found[place] = _of_row(model, ids[row], hidden[row], texts[place])
+    return [found[place] for place in range(len(texts))]
+
+
+def _of_row(
+    model: RotaryModel, ids: torch.Tensor, hidden: torch.Tensor, text: Scored
 ) -> TokenScores:
-    """Log-probabilities of the last tokens of a text, each given all before it."""
-    ids = torch.tensor([tokens])
-    hidden = model.model.decoder(ids[:, :-1], position_plan=reading.plan)[0]
-    targets = ids[0, 1:]
-    if last is not None:
-        hidden, targets = hidden[-last:], targets[-last:]
-    logits = torch.nn.functional.linear(hidden, model.model.output_weight).float()
+    end = len(text.tokens)
+    start = 1 if text.last is None else max(1, end - text.last)
+    targets = ids[start:end]
+    logits = torch.nn.functional.linear(
+        hidden[start - 1 : end - 1], model.model.output_weight
+    ).float()
     logprobs = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
     return TokenScores(logprobs.tolist(), (logits.argmax(dim=-1) == targets).tolist())
 

@@ -131,6 +131,15 @@ class Service:
             self._copy_to(loaded.shadow, prepare, result)
         return Answer(result, version)
 
+    async def submit(self, version: Version, item: Any) -> Any:
+        """What a version says of an item that is ready, computed with those that wait beside it.
+
+        Raises:
+            ApiError: 503 when too many requests wait.
+        """
+        version.batcher.admit(version.preparing.count)
+        return await version.batcher.submit(item, version.model.cost(item))
+
     def refusal_s(self) -> float | None:
         """Seconds after which to come again, where every version would refuse; else None."""
         loaded = self._require()

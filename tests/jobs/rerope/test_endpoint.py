@@ -23,6 +23,7 @@ from heliostat.storage import Location
 from jobs.rerope.bundle import KIND, RotaryModel, open_model
 from jobs.rerope.config import Config
 from jobs.rerope.endpoint import RotaryEndpoint, endpoint
+from jobs.rerope.reading import Scored, score
 from jobs.rerope.shapes import shape_to_json
 from models.decoder import DecoderLM
 from models.decoder_config import llama_config
@@ -113,6 +114,45 @@ def test_a_score_is_that_of_the_scheme(served: Serving, opened: RotaryModel) -> 
     assert answer["extrapolating"] is False
     assert answer["scheme"]["window"] == 6
     assert 0.0 <= answer["accuracy"] <= 1.0
+
+
+def test_texts_are_scored_together_as_each_would_be_alone(
+    served: Serving, opened: RotaryModel
+) -> None:
+    schemes = (PositionScheme("rerope", window=6, log_n="post"), PositionScheme("rope"))
+    texts = [TEXT[: 20 + 7 * place] for place in range(12)]
+    bodies = [
+        {"text": text, "scheme": REROPE if place % 2 else {"name": "rope"}}
+        for place, text in enumerate(texts)
+    ]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        answers = list(pool.map(lambda body: ask(served, "score", body), bodies))
+    for place, (text, (status, answer)) in enumerate(zip(texts, answers, strict=True)):
+        assert status == 200
+        expected = logprobs(opened, schemes[1 - place % 2], list(text.encode()))
+        assert answer["token_logprobs"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_scores_of_different_lengths_and_schemes_share_a_batch(opened: RotaryModel) -> None:
+    wanted = [
+        (PositionScheme("rerope", window=6), 40, None),
+        (PositionScheme("rope"), 30, 5),
+        (PositionScheme("rerope", window=6), 25, 100),
+        (PositionScheme("ntk"), 64, 3),
+        (PositionScheme("ntk"), 33, 3),
+    ]
+    texts = [
+        Scored(
+            tuple(TEXT.encode()[:length]),
+            plan_for(opened.shape, scheme, train_length=L, length=length - 1),
+            last,
+        )
+        for scheme, length, last in wanted
+    ]
+    for (scheme, length, last), found in zip(wanted, score(opened, texts), strict=True):
+        expected = logprobs(opened, scheme, list(TEXT.encode()[:length]))
+        assert found.logprobs == pytest.approx(expected[-last:] if last else expected, abs=1e-5)
+        assert len(found.hits) == len(found.logprobs)
 
 
 def test_the_answer_says_what_computed_it(served: Serving) -> None:
