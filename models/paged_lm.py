@@ -105,8 +105,9 @@ class PagedLM:
         rows: list[int] = []
         for one, last in zip(work, step.last_rows, strict=True):
             rows += range(last - len(one.tokens) + 1 if one.every_row else last, last + 1)
-        ids_N = torch.tensor([token for one in work for token in one.tokens])
-        logits_RV = self.model.cached(ids_N.to(self.cache.device), step, rows)
+        tokens = [token for one in work for token in one.tokens]
+        ids_N = torch.tensor(tokens, device=self.cache.device)
+        logits_RV = self.model.cached(ids_N, step, rows)
         return logits_RV.float().cpu()
 
     @torch.inference_mode()

@@ -358,27 +358,8 @@ def max_relative_position(position_plan: PositionPlan, length: int) -> float:
 
 def frequencies(position_plan: PositionPlan) -> torch.Tensor:
     """theta'_m of the plan, float32, or float64 where positions are large: [r], on the CPU."""
-    name, k = position_plan.scheme.name, position_plan.interval
-    width, base = position_plan.rotary_width, position_plan.rotary_base
-    dtype = torch.float64 if position_plan.length > FLOAT32_POSITIONS else torch.float32
-    if name == "ntk_old":
-        return rotary_frequencies.ntk_old_frequencies(width, base, k, dtype=dtype)
-    if name == "ntk":
-        return rotary_frequencies.ntk_frequencies(width, base, k, dtype=dtype)
-    if name == "ntk_fixed":
-        return rotary_frequencies.ntk_fixed_frequencies(width, base, k, dtype=dtype)
-    if name == "ntk_mixed":
-        beta = position_plan.scheme.beta
-        return rotary_frequencies.ntk_mixed_frequencies(width, base, k, beta=beta, dtype=dtype)
-    if name == "yarn":
-        return rotary_frequencies.yarn_frequencies(
-            width, base, k, train_length=position_plan.train_length, dtype=dtype
-        )
-    if position_plan.yarn is not None:
-        return rotary_frequencies.stretched_frequencies(
-            width, base, position_plan.yarn, dtype=dtype
-        )
-    return rotary_frequencies.rope_frequencies(width, base, dtype=dtype)
+    with torch.device("cpu"):
+        return _frequencies(position_plan)
 
 
 def leaves_far_keys(position_plan: PositionPlan) -> bool:
@@ -423,9 +404,34 @@ def log_n_factor(position_plan: PositionPlan, counts: torch.Tensor) -> torch.Ten
     """
     if position_plan.scheme.log_n == "none":
         return torch.ones_like(counts, dtype=torch.float32)
-    # Both logarithms in one precision, so that t = L gives exactly 1.
-    trained = torch.tensor(float(position_plan.train_length), dtype=torch.float64).log()
-    factor = counts.clamp(min=1).double().log() / trained.to(counts.device)
+    # Both logarithms in one precision and on one device, so that t = L gives exactly 1.
+    length = float(position_plan.train_length)
+    trained = torch.tensor(length, dtype=torch.float64, device=counts.device).log()
+    factor = counts.clamp(min=1).double().log() / trained
     if position_plan.scheme.log_n == "post":
         factor = factor.clamp(min=1.0)
     return factor.float()
+
+
+def _frequencies(position_plan: PositionPlan) -> torch.Tensor:
+    name, k = position_plan.scheme.name, position_plan.interval
+    width, base = position_plan.rotary_width, position_plan.rotary_base
+    dtype = torch.float64 if position_plan.length > FLOAT32_POSITIONS else torch.float32
+    if name == "ntk_old":
+        return rotary_frequencies.ntk_old_frequencies(width, base, k, dtype=dtype)
+    if name == "ntk":
+        return rotary_frequencies.ntk_frequencies(width, base, k, dtype=dtype)
+    if name == "ntk_fixed":
+        return rotary_frequencies.ntk_fixed_frequencies(width, base, k, dtype=dtype)
+    if name == "ntk_mixed":
+        beta = position_plan.scheme.beta
+        return rotary_frequencies.ntk_mixed_frequencies(width, base, k, beta=beta, dtype=dtype)
+    if name == "yarn":
+        return rotary_frequencies.yarn_frequencies(
+            width, base, k, train_length=position_plan.train_length, dtype=dtype
+        )
+    if position_plan.yarn is not None:
+        return rotary_frequencies.stretched_frequencies(
+            width, base, position_plan.yarn, dtype=dtype
+        )
+    return rotary_frequencies.rope_frequencies(width, base, dtype=dtype)

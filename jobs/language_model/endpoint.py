@@ -40,7 +40,7 @@ EXAMPLES = (
 
 def endpoint(config: Config) -> LanguageModelEndpoint:
     """The job's side of the endpoint."""
-    return LanguageModelEndpoint(config.compute, config.generation)
+    return LanguageModelEndpoint(config.compute, config.generation, config.serve.device)
 
 
 class LanguageModelEndpoint:
@@ -50,14 +50,15 @@ class LanguageModelEndpoint:
     prefix = "/language_model/v1"
     page = Page(path="/completions", examples=EXAMPLES, view=VIEW)
 
-    def __init__(self, compute: ComputeConfig, generation: GenerationConfig) -> None:
-        self._compute, self._generation = compute, generation
+    def __init__(
+        self, compute: ComputeConfig, generation: GenerationConfig, device: str = "cpu"
+    ) -> None:
+        self._compute, self._generation, self._device = compute, generation, device
 
     def open(self, bundle: Bundle) -> ServedLanguageModel:
         """Load a version."""
         opened = open_language_model(bundle)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = opened.model.to(device=device)
+        model = opened.model.to(device=self._device)
         dtype = DTYPES[self._compute.precision]
         cast_weights(model, dtype)
         context = opened.decoder.max_positions
@@ -74,7 +75,7 @@ class LanguageModelEndpoint:
                 pages=self._generation.pages(PagedLM.page_tokens),
                 sequences=self._generation.sequences,
                 dtype=dtype,
-                device=device,
+                device=self._device,
             )
 
         about = {

@@ -81,7 +81,7 @@ class RoutingAnswer(BaseModel):
 
 def endpoint(config: Config) -> MixtureEndpoint:
     """The job's side of the endpoint."""
-    return MixtureEndpoint(config.generation)
+    return MixtureEndpoint(config.generation, config.serve.device)
 
 
 class MixtureEndpoint:
@@ -91,8 +91,8 @@ class MixtureEndpoint:
     prefix = "/mla_moe/v1"
     page = Page(path="/completions", examples=EXAMPLES, view=VIEW)
 
-    def __init__(self, generation: GenerationConfig) -> None:
-        self._generation = generation
+    def __init__(self, generation: GenerationConfig, device: str = "cpu") -> None:
+        self._generation, self._device = generation, device
 
     def open(self, bundle: Bundle) -> ServedLanguageModel:
         """Load a version; a model of ids that are no bytes has no text to serve."""
@@ -101,8 +101,7 @@ class MixtureEndpoint:
                 f"{bundle.source} was trained on token ids whose tokenizer is not in it: export it "
                 "and serve it with language_model"
             )
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = open_language_model(bundle).to(device)
+        model = open_language_model(bundle).to(self._device)
 
         def build(variant: Hashable) -> PagedLM:
             if variant is not None:
@@ -114,7 +113,7 @@ class MixtureEndpoint:
                 pages=self._generation.pages(PagedLM.page_tokens),
                 sequences=self._generation.sequences,
                 dtype=torch.float32,
-                device=device,
+                device=self._device,
             )
 
         about = {"layers": model.config.layers, "context": model.config.max_positions}

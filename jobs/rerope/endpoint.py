@@ -76,7 +76,7 @@ EXAMPLES = (
 
 def endpoint(config: Config) -> RotaryEndpoint:
     """The job's side of the endpoint."""
-    return RotaryEndpoint(config.context, config.generation)
+    return RotaryEndpoint(config.context, config.generation, config.serve.device)
 
 
 class RotaryEndpoint:
@@ -86,8 +86,8 @@ class RotaryEndpoint:
     prefix = "/rerope/v1"
     page = Page(path="/compare", examples=EXAMPLES, view=VIEW)
 
-    def __init__(self, context: int, generation: GenerationConfig) -> None:
-        self._context, self._generation = context, generation
+    def __init__(self, context: int, generation: GenerationConfig, device: str = "cpu") -> None:
+        self._context, self._generation, self._device = context, generation, device
 
     def open(self, bundle: Bundle) -> ServedLanguageModel:
         """Load a version."""
@@ -95,6 +95,7 @@ class RotaryEndpoint:
         model = opened.model
         if not isinstance(model, DecoderLM):
             raise BundleError(f"{bundle.source} holds gated attention units, which are not served")
+        model.to(self._device)
 
         def build(variant: Hashable) -> PagedLM:
             scheme = variant
@@ -109,6 +110,7 @@ class RotaryEndpoint:
                 context=self._context,
                 pages=self._generation.pages(PagedLM.page_tokens),
                 sequences=self._generation.sequences,
+                device=self._device,
             )
 
         about = {

@@ -125,7 +125,8 @@ def score(model: RotaryModel, texts: Sequence[Scored]) -> list[TokenScores]:
         for row, place in enumerate(places):
             tokens = texts[place].tokens
             ids[row, : len(tokens)] = torch.tensor(tokens)
-        hidden = model.model.decoder(ids[:, :-1], position_plan=longest.plan)
+        inputs = ids[:, :-1].to(model.model.output_weight.device)
+        hidden = model.model.decoder(inputs, position_plan=longest.plan)
         for row, place in enumerate(places):
             found[place] = _of_row(model, ids[row], hidden[row], texts[place])
     return [found[place] for place in range(len(texts))]
@@ -137,9 +138,8 @@ def _of_row(
     end = len(text.tokens)
     start = 1 if text.last is None else max(1, end - text.last)
     targets = ids[start:end]
-    logits = torch.nn.functional.linear(
-        hidden[start - 1 : end - 1], model.model.output_weight
-    ).float()
+    rows = hidden[start - 1 : end - 1]
+    logits = torch.nn.functional.linear(rows, model.model.output_weight).float().cpu()
     logprobs = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
     return TokenScores(logprobs.tolist(), (logits.argmax(dim=-1) == targets).tolist())
 

@@ -65,7 +65,7 @@ PURPOSE = (
 
 def endpoint(config: Config) -> SupportEndpoint:
     """The job's side of the endpoint."""
-    return SupportEndpoint(config.suggest, EventLog(config.serve.events))
+    return SupportEndpoint(config.suggest, EventLog(config.serve.events), config.serve.device)
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class SupportEndpoint:
     title = "Reply suggestions for support advocates"
     prefix = "/v1/support"
 
-    def __init__(self, config: SuggestConfig, log: EventLog) -> None:
-        self._config, self._log = config, log
+    def __init__(self, config: SuggestConfig, log: EventLog, device: str = "cpu") -> None:
+        self._config, self._log, self._device = config, log, device
         self._templates: Callable[[], Mapping[str, Template]] | None = None
         if config.templates is not None:
             read = partial(read_templates, Location.of(config.templates))
@@ -92,7 +92,7 @@ class SupportEndpoint:
 
     def open(self, bundle: Bundle) -> SuggestionModel:
         """Load a version, and let it read and rank once."""
-        model = SuggestionModel(bundle, self._templates, self._config.temperature)
+        model = SuggestionModel(bundle, self._templates, self._config.temperature, self._device)
         found = model.read([Message(0, "customer", "Hello, my name is Ann. How do I pay?")])
         assert found is not None
         model.rank(model.predict([found])[0])

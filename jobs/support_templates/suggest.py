@@ -72,6 +72,7 @@ class SuggestionModel:
         bundle: Bundle,
         templates: Callable[[], Mapping[str, Template]] | None,
         temperature: float | None = None,
+        device: str = "cpu",
     ) -> None:
         """Open a version.
 
@@ -79,9 +80,12 @@ class SuggestionModel:
             bundle: of the job.
             templates: gives today's templates; None for those of the bundle.
             temperature: what logits are divided by; None for what the bundle says.
+            device: where the model computes.
         """
         found: TemplateClassifier = open_classifier(bundle)
         self.classifier = found if temperature is None else replace(found, temperature=temperature)
+        self._device = device
+        self.classifier.model.to(device)
         self._settings = bundle.json("classifier.json")
         self._redactor: Redactor = build_redactor(bool(self._settings.get("presidio", False)))
         if self._redactor.version != self.classifier.redactor_version:
@@ -119,10 +123,11 @@ class SuggestionModel:
             mask[row, : len(tokens)] = True
         with torch.inference_mode():
             logits = self.classifier.model(
-                torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
+                torch.from_numpy(ids).to(self._device),
+                attention_mask=torch.from_numpy(mask).to(self._device),
             )
         label_map = self.classifier.label_map
-        return [Scores(row, label_map) for row in logits.float().numpy()]
+        return [Scores(row, label_map) for row in logits.float().cpu().numpy()]
 
     def example(self) -> Conversation:
         """A context of full length."""

@@ -121,6 +121,11 @@ class ServeConfig:
                 f"{self.gpus_per_replica}; expected above 0, and 0 or more"
             )
 
+    @property
+    def device(self) -> str:
+        """Where models compute: a replica without a GPU of its own must not take another's."""
+        return "cuda" if self.gpus_per_replica else "cpu"
+
 
 def serve_config(config: JobConfig) -> ServeConfig:
     """The section `serve` of a job's config."""
