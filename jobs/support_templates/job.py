@@ -18,6 +18,7 @@ from jobs.support_templates.plan import plan
 from jobs.support_templates.run_report import (
     Arm,
     accuracy_table,
+    adaptation_of,
     inputs_of,
     skipped_sentence,
     write_report,
@@ -50,14 +51,11 @@ def run(config: Config, run: Run) -> RunSummary:
 
     inputs = inputs_of(config, base, conversations)
     bundle = save_classifier(config, run, base, conversations, labelled, final, inputs)
-    report = write_report(config, run, conversations, labelled, arms, final, inputs)
-    run.finish(
-        {
-            **final.evaluation.metrics(),
-            "dapt_loss": adapted.metrics["loss"],
-            "dapt_tokens": adapted.outcome.counts["tokens"],
-        }
+    adaptation = adaptation_of(config, base, adapted)
+    report = write_report(
+        config, run, conversations, labelled, arms, final, inputs, adaptation=adaptation
     )
+    run.finish({**final.evaluation.metrics(), **adaptation.metrics})
     columns, rows = accuracy_table(arms)
     generated = ", ".join(item.name for item in inputs if item.origin == "generated") or "nothing"
     return RunSummary(

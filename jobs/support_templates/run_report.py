@@ -14,6 +14,7 @@ from heliostat.runs.plots import plot_bars
 from heliostat.runs.report import Report
 from heliostat.runs.run import Run
 from heliostat.storage import Location
+from heliostat.train.fit import FitResult
 from jobs.support_templates.config import Config
 from jobs.support_templates.data_report import write_data_section
 from jobs.support_templates.evaluation import Evaluation
@@ -25,6 +26,7 @@ from jobs.support_templates.pipeline import (
     Conversations,
     Labelled,
 )
+from models.counting import training_compute
 from models.metrics import masked_probabilities
 
 
@@ -35,6 +37,39 @@ class Arm:
     name: str
     evaluation: Evaluation
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What the domain adaptation cost, and where it came to."""
+
+    loss: float
+    """On held-out transcripts, nats a token."""
+    tokens: float
+    """Trained on."""
+    flops: float
+    """6 N' D, of the weights without embeddings."""
+    flops_full: float
+    """With output embedding and attention."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """For `result.json`."""
+        return {
+            "dapt_loss": self.loss,
+            "dapt_tokens": self.tokens,
+            "dapt_flops": self.flops,
+            "dapt_flops_full": self.flops_full,
+        }
+
+
+def adaptation_of(config: Config, base: Base, adapted: FitResult) -> Adaptation:
+    """The figures of a finished adaptation."""
+    tokens = adapted.outcome.counts["tokens"]
+    compute = training_compute(base.decoder, trained_tokens=tokens, seq_len=config.dapt.seq_len)
+    return Adaptation(
+        adapted.metrics["loss"], tokens, compute.non_embedding, compute.with_output_and_attention
+    )
 
 
 def conversation_inputs(config: Config, conversations: Conversations) -> list[Input]:
@@ -89,6 +124,8 @@ def write_report(
     arms: Sequence[Arm],
     classifier: Classifier,
     inputs: Sequence[Input],
+    *,
+    adaptation: Adaptation,
 ) -> Location:
     """Write the page and its figures; returns where the page is."""
     best = arms[-1].evaluation
@@ -125,6 +162,11 @@ def write_report(
         "accuracy",
     )
     report.heading("Training")
+    report.text(
+        f"The adaptation read {adaptation.tokens:,.0f} tokens of transcripts, which took "
+        f"{adaptation.flops:.3g} FLOPs (6 N' D; {adaptation.flops_full:.3g} with output embedding "
+        f"and attention), and came to {adaptation.loss:.4f} nats a token on held-out ones."
+    )
     report.standard_plots(run.series())
     report.heading("Calibration")
     report.text(

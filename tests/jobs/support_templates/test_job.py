@@ -18,6 +18,7 @@ from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
 from heliostat.storage import Location
 from jobs.support_templates.bundle import open_classifier
+from jobs.support_templates.config import Config
 from jobs.support_templates.job import run as run_job
 
 SMALL = [
@@ -88,7 +89,16 @@ def test_accuracies_grow_with_k_and_are_percentages(finished: Finished) -> None:
 def test_the_result_says_what_was_measured_and_with_what(finished: Finished) -> None:
     result = json.loads((finished.folder / "result.json").read_text())
     assert result["status"] == "finished"
-    assert {"top1", "top3", "top5", "loss", "dapt_loss"} <= set(result["metrics"])
+    metrics = result["metrics"]
+    assert {"top1", "top3", "top5", "loss", "dapt_loss"} <= set(metrics)
+    # Without embeddings a block has 12 d^2 weights and 13 d biases and norms, the last norm 2 d.
+    config = load_config(find_job("support_templates"), "quick", SMALL).config
+    assert isinstance(config, Config)
+    d, blocks = config.model.width, config.model.layers
+    weights = blocks * (12 * d * d + 13 * d) + 2 * d
+    assert metrics["dapt_tokens"] > 0
+    assert metrics["dapt_flops"] == 6.0 * weights * metrics["dapt_tokens"]
+    assert metrics["dapt_flops_full"] > metrics["dapt_flops"]
     assert {"torch", "ray", "deepspeed", "transformers"} <= set(result["versions"])
 
 
