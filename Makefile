@@ -7,13 +7,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Exact pins and no resolver: the same files on every machine, and nothing to walk back from.
 INSTALL = $(BIN)/pip install --no-deps --disable-pip-version-check
-# Where torch's builds are: for GPUs the one that the driver supports, say .../whl/cu130. The lock has
-# what the build for processors needs; what another needs besides comes along, and stays out of the lock.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Where torch's builds are: for GPUs the one that the driver supports, say .../whl/cu130; empty: where
+# pip looks anyway. It is kept with the environment. The lock has what the build for processors needs;
+# what another needs besides comes along.
+TORCH_INDEX ?= $(shell cat $(VENV)/torch-index 2>/dev/null || echo https://download.pytorch.org/whl/cpu)
+FROM_INDEX = --retries 2 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 TORCH = $$(grep '^torch==' requirements.lock)
 OR_SHOW = >>$(VENV)/setup.log 2>&1 || (tail -n 20 $(VENV)/setup.log; exit 1)
 
-.PHONY: run test test-all lint setup setup-dev lock docs clean
+.PHONY: run test test-all lint setup setup-dev lock docs clean FORCE
 
 run: setup
 	@$(BIN)/heliostat train support_templates size=quick
@@ -34,7 +36,11 @@ setup: $(VENV)/.done
 
 setup-dev: $(VENV)/.done-dev
 
-$(VENV)/.done: requirements.lock pyproject.toml
+$(VENV)/torch-index: FORCE
+	@mkdir -p $(VENV)
+	@echo '$(TORCH_INDEX)' | cmp -s - $@ || echo '$(TORCH_INDEX)' >$@
+
+$(VENV)/.done: requirements.lock pyproject.toml $(VENV)/torch-index
 	@echo "Setting up $(VENV) (a few minutes, once) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
@@ -42,8 +48,10 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	@$(INSTALL) setuptools==$$(sed -n 's/^setuptools==//p' requirements.lock) wheel==$$(sed -n 's/^wheel==//p' requirements.lock) $(OR_SHOW)
 	@grep -v '^torch==' requirements.lock >$(VENV)/others.lock
 	@$(INSTALL) --no-build-isolation -r $(VENV)/others.lock $(OR_SHOW)
-	@$(BIN)/pip install --disable-pip-version-check --retries 1 --extra-index-url $(TORCH_INDEX) $(TORCH) $(OR_SHOW)
+	@$(INSTALL) --force-reinstall $(FROM_INDEX) $(TORCH) $(OR_SHOW)
+	@$(BIN)/pip install --disable-pip-version-check $(FROM_INDEX) $(TORCH) $(OR_SHOW)
 	@$(INSTALL) --no-build-isolation -e . $(OR_SHOW)
+	@$(BIN)/python -c 'import torch; print("torch", torch.__version__)'
 	@touch $@
 
 $(VENV)/.done-dev: $(VENV)/.done requirements-dev.lock
@@ -55,7 +63,7 @@ $(VENV)/.done-models: $(VENV)/.done requirements-models.lock
 	@touch $@
 
 lock: setup-dev
-	@$(BIN)/python .ci/lock.py
+	@$(BIN)/python .ci/lock.py $(TORCH_INDEX)
 
 docs:
 	@$(BIN)/python .ci/render_docs.py

@@ -1,5 +1,7 @@
 """Resolve all dependencies as a whole and write the lock files: `make lock`.
 
+An argument is one more package index, with the build of torch that the lock is for.
+
 The development set is resolved first and constrains the runtime set, so that both agree on every
 version they share.
 """
@@ -25,6 +27,7 @@ def resolve(requirements: list[str], constraints: dict[str, str]) -> dict[str, s
         limits.write_text("".join(f"{name}=={version}\n" for name, version in constraints.items()))
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run"]
         command += ["--ignore-installed", "--no-build-isolation", "--report", str(report)]
+        command += [word for index in sys.argv[1:] for word in ("--extra-index-url", index)]
         subprocess.run([*command, "--constraint", str(limits), *requirements], check=True)
         entries = json.loads(report.read_text())["install"]
     found = {}

@@ -122,13 +122,14 @@ def yarn_frequencies(
 def stretched_frequencies(
     rotary_width: int, base: float, yarn: YarnConfig, *, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """The frequencies of a model with a YaRN of its own: [r]."""
-    return yarn_frequencies(
-        rotary_width,
-        base,
-        yarn.factor,
-        train_length=yarn.original_positions,
-        fast_turns=yarn.beta_fast,
-        slow_turns=yarn.beta_slow,
-        dtype=dtype,
-    )
+    """The frequencies of a model with a YaRN of its own: [r], on the CPU."""
+    with torch.device("cpu"):
+        return yarn_frequencies(
+            rotary_width,
+            base,
+            yarn.factor,
+            train_length=yarn.original_positions,
+            fast_turns=yarn.beta_fast,
+            slow_turns=yarn.beta_slow,
+            dtype=dtype,
+        )

@@ -167,7 +167,8 @@ class ClaimConfig:
 
 
 def _serve() -> ServeConfig:
-    return ServeConfig(limits=LimitsConfig(request_s=120.0))
+    # A long text under several schemes takes seconds, and may wait for others like it.
+    return ServeConfig(limits=LimitsConfig(request_s=120.0, answer_ms=30_000.0))
 
 
 def _fit() -> FitConfig:

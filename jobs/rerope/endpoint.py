@@ -185,6 +185,7 @@ def rerope_router(service: Service) -> APIRouter:
             force=asked.force,
             strict=asked.strict,
         )
+        service.admit(chosen.version)
         found = await scored(chosen, tokens, reading, asked.last)
         response.headers[BACKEND] = reading.backend
         values: dict[str, Any] = {
@@ -217,6 +218,7 @@ def rerope_router(service: Service) -> APIRouter:
             )
             for place, scheme in enumerate(asked.schemes)
         ]
+        service.admit(chosen.version)
         rows: list[SchemeScore] = []
         for reading in readings:
             found = await scored(chosen, tokens, reading, asked.last)

@@ -1,7 +1,7 @@
 """What the endpoint reads texts with: a model, the schemes that may be asked of it, and scores.
 
-Texts that wait together are scored together: those of one scheme as the rows of one batch, filled
-up at their ends, which no token before can see.
+Texts that wait together are scored together: those of one scheme and about one length as the rows
+of one batch, filled up at their ends, which no token before can see.
 
 Refusals are those of `models.positions` and `models.position_checks`, told as answers of an API.
 """
@@ -114,10 +114,12 @@ def decide(
 @torch.inference_mode()
 def score(model: RotaryModel, texts: Sequence[Scored]) -> list[TokenScores]:
     """Log-probabilities of the last tokens of each text, each token given all before it."""
-    together: defaultdict[PositionPlan, list[int]] = defaultdict(list)
+    together: defaultdict[tuple[PositionPlan, int], list[int]] = defaultdict(list)
     for place, text in enumerate(texts):
-        # Where a scheme depends on the length, the interval of its plan says so already.
-        together[replace(text.plan, length=0)].append(place)
+        # Where a scheme depends on the length, the interval of its plan says so already. Within a
+        # power of two, filling up less than doubles what is computed.
+        plan = replace(text.plan, length=0)
+        together[plan, len(text.tokens).bit_length()].append(place)
     found: dict[int, TokenScores] = {}
     for places in together.values():
         longest = max((texts[place] for place in places), key=lambda text: len(text.tokens))

@@ -92,7 +92,12 @@ class SupportEndpoint:
 
     def open(self, bundle: Bundle) -> SuggestionModel:
         """Load a version, and let it read and rank once."""
-        model = SuggestionModel(bundle, self._templates, self._config.temperature, self._device)
+        model = SuggestionModel(
+            bundle,
+            self._templates,
+            temperature=self._config.temperature,
+            device=self._device,
+        )
         found = model.read([Message(0, "customer", "Hello, my name is Ann. How do I pay?")])
         assert found is not None
         model.rank(model.predict([found])[0])

@@ -68,7 +68,10 @@ def adaptation_of(config: Config, base: Base, adapted: FitResult) -> Adaptation:
     tokens = adapted.outcome.counts["tokens"]
     compute = training_compute(base.decoder, trained_tokens=tokens, seq_len=config.dapt.seq_len)
     return Adaptation(
-        adapted.metrics["loss"], tokens, compute.non_embedding, compute.with_output_and_attention
+        loss=adapted.metrics["loss"],
+        tokens=tokens,
+        flops=compute.non_embedding,
+        flops_full=compute.with_output_and_attention,
     )
 
 

@@ -1,8 +1,9 @@
 """Every command that the documentation shows is one that the command line takes as it stands.
 
 Those in `bash` blocks are run (`test_documentation.py`); the others need a bundle, a cluster or
-hours. Here their words are read as the command itself reads them: subcommand, options, job, keys
-and values of its config. A training or a sweep that is shown to be refused must be.
+hours. Here their words are read as the command itself reads them: subcommand, options and, where a
+job is named, the keys and values of its config. A training or a sweep that is shown to be refused
+must be.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from heliostat.config.load import load_config
 from heliostat.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (".", "cluster", "k8s")
+FOLDERS = (".", "benchmarks", "cluster", "k8s")
 PAGES = [
     *(ROOT / folder / "README.md" for folder in FOLDERS),
     *sorted((ROOT / "docs").glob("*.md")),
@@ -55,9 +56,7 @@ def _of(page: Path) -> Iterator[Shown]:
                 continue
             rest = [other.strip() for other in lines[place + 1 :]]
             answer = rest[0] if rest and not rest[0].startswith(("$", "heliostat ")) else ""
-            if line.strip().startswith("$") and rest and rest[0].startswith(REFUSED):
-                answer = rest[0]
-            yield Shown(page.name, found[1].split("  #")[0].split(" #")[0].strip(), answer)
+            yield Shown(page.name, found[1].split(" #")[0].strip(), answer)
 
 
 def parsed(command: str) -> tuple[list[str], dict[str, Any]]:

@@ -19,6 +19,7 @@ from models.latent_config import LatentConfig
 from models.paged_lm import PagedLM
 from models.planned_lm import PlannedLM, generating
 from models.positions import PositionScheme
+from models.yarn import YarnConfig
 
 L = 16
 IDS = [7 * place % 256 for place in range(60)]
@@ -43,6 +44,18 @@ SHAPES = {
         key_value_heads=2,
         feed_forward_width=48,
         max_positions=L,
+    ),
+    "deepseek with a YaRN of its own": deepseek_config(
+        vocab_size=256,
+        width=64,
+        layers=2,
+        heads=4,
+        head_width=16,
+        feed_forward_width=48,
+        latent=LatentConfig(width=32, rotary_width=16, value_width=16),
+        experts=None,
+        max_positions=64,
+        yarn=YarnConfig(factor=4.0, original_positions=L),
     ),
     "deepseek": deepseek_config(
         vocab_size=256,

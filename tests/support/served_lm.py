@@ -121,6 +121,7 @@ def serving_lm(
     limits: LimitsConfig | None = None,
     keys: str = OFF,
     endpoint: Endpoint | None = None,
+    queue: int = 256,
 ) -> Iterator[Serving]:
     """Serve bundles with their shares, in this process but through the whole application."""
     endpoint = endpoint or LanguageModelEndpoint(ComputeConfig(), generation or GenerationConfig())
@@ -131,7 +132,7 @@ def serving_lm(
         statuses.append((route, passage.status))
 
     telemetry.request = note  # type: ignore[method-assign]
-    service = Service(endpoint, BatchLimits(16, 16384, 0.005, 256), telemetry)
+    service = Service(endpoint, BatchLimits(16, 16384, 0.005, queue), telemetry)
     config = ServeConfig(keys=keys, limits=limits or LimitsConfig(request_s=60.0))
     ready = threading.Event()
     server: list[uvicorn.Server] = []

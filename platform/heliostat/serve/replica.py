@@ -55,6 +55,12 @@ class Replica:
         loaded = load_config(find_job(job), None, overrides, [])
         config = serve_config(loaded.config)
         _check_haproxy(config)
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                f"serve.gpus_per_replica is {config.gpus_per_replica:g}, but torch "
+                f"{torch.__version__} sees no GPU where the replica runs: install its build for "
+                "CUDA there (make setup TORCH_INDEX=...), or leave the key out"
+            )
         torch.set_num_threads(max(1, int(config.cpus_per_replica)))
         self._telemetry = Telemetry(job)
         endpoint: Endpoint = find_job(job).endpoint_code().endpoint(loaded.config)

@@ -120,7 +120,7 @@ class Service:
         """
         loaded = self._require()
         version = _chosen(loaded, sticky_key)
-        version.batcher.admit(version.preparing.count)
+        self.admit(version)
         if characters <= PREPARED_AT_ONCE:
             item = prepare(version)
         else:
@@ -131,13 +131,14 @@ class Service:
             self._copy_to(loaded.shadow, prepare, result)
         return Answer(result, version)
 
-    async def submit(self, version: Version, item: Any) -> Any:
-        """What a version says of an item that is ready, computed with those that wait beside it.
-
-        Raises:
-            ApiError: 503 when too many requests wait.
-        """
+    def admit(self, version: Version) -> None:
+        """Refuse a request to a version for which too many wait; raises `ApiError` 503."""
         version.batcher.admit(version.preparing.count)
+
+    async def submit(self, version: Version, item: Any) -> Any:
+        """What a version says of an item of a request that was admitted, computed with those that
+        wait beside it.
+        """
         return await version.batcher.submit(item, version.model.cost(item))
 
     def refusal_s(self) -> float | None:
@@ -163,10 +164,6 @@ class Service:
     def thread(self) -> ThreadPoolExecutor:
         """The one thread that models compute in."""
         return self._thread
-
-    async def compute(self, work: Callable[[], Any]) -> Any:
-        """Run something in the thread that models compute in, between their batches and steps."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     @property
     def versions(self) -> list[Version]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -15,17 +17,18 @@ import torch
 import torch.nn.functional as F
 from served_lm import Serving, serving_lm
 
-from heliostat.runs.bundle import load_bundle, save_bundle
+from heliostat.runs.bundle import Bundle, load_bundle, save_bundle
 from heliostat.runs.card import Card
 from heliostat.runs.inputs import Input
 from heliostat.serve.generation.config import GenerationConfig
+from heliostat.serve.generation.served import ServedLanguageModel
 from heliostat.storage import Location
 from jobs.rerope.bundle import KIND, RotaryModel, open_model
 from jobs.rerope.config import Config
-from jobs.rerope.endpoint import RotaryEndpoint, endpoint
+from jobs.rerope.endpoint import RotaryEndpoint, ServedRotaryModel, endpoint
 from jobs.rerope.reading import Scored, score
 from jobs.rerope.shapes import shape_to_json
-from models.decoder import DecoderLM
+from models.decoder import Decoder, DecoderLM
 from models.decoder_config import llama_config
 from models.planned_lm import plan_for
 from models.positions import SCHEME_NAMES, PositionScheme
@@ -133,13 +136,19 @@ def test_texts_are_scored_together_as_each_would_be_alone(
         assert answer["token_logprobs"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_scores_of_different_lengths_and_schemes_share_a_batch(opened: RotaryModel) -> None:
+def test_texts_of_one_scheme_and_about_one_length_are_rows_of_one_batch(
+    opened: RotaryModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rerope, expanded = PositionScheme("rerope", window=6), PositionScheme("ntk", interval=4.0)
     wanted = [
-        (PositionScheme("rerope", window=6), 40, None),
-        (PositionScheme("rope"), 30, 5),
-        (PositionScheme("rerope", window=6), 25, 100),
+        (rerope, 40, None),
+        (PositionScheme("rope"), 34, 5),
+        (rerope, 33, 100),
         (PositionScheme("ntk"), 64, 3),
         (PositionScheme("ntk"), 33, 3),
+        (expanded, 45, None),
+        (expanded, 60, None),
+        (rerope, 9, None),
     ]
     texts = [
         Scored(
@@ -149,10 +158,55 @@ def test_scores_of_different_lengths_and_schemes_share_a_batch(opened: RotaryMod
         )
         for scheme, length, last in wanted
     ]
-    for (scheme, length, last), found in zip(wanted, score(opened, texts), strict=True):
+    shapes = []
+    own = type(opened.model.decoder).forward
+
+    def forward(decoder: Decoder, ids: torch.Tensor, **how: Any) -> torch.Tensor:
+        shapes.append(tuple(ids.shape))
+        return own(decoder, ids, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "forward", forward)
+        scores = score(opened, texts)
+    # ntk without k has another k for each length; 9 tokens are not filled up to 39.
+    assert sorted(shapes) == [(1, 8), (1, 32), (1, 33), (1, 63), (2, 39), (2, 59)]
+    for (scheme, length, last), found in zip(wanted, scores, strict=True):
         expected = logprobs(opened, scheme, list(TEXT.encode()[:length]))
         assert found.logprobs == pytest.approx(expected[-last:] if last else expected, abs=1e-5)
         assert len(found.hits) == len(found.logprobs)
+
+
+def test_a_text_for_which_too_many_wait_is_refused_before_it_is_read(bundle: Path) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    class Slow(ServedRotaryModel):
+        def predict(self, items: Sequence[Any]) -> Sequence[Any]:
+            if isinstance(items[0], Scored):
+                begun.set()
+                assert go.wait(60)
+            return super().predict(items)
+
+    class SlowEndpoint(RotaryEndpoint):
+        def open(self, bundle: Bundle) -> ServedLanguageModel:
+            found = super().open(bundle)
+            return Slow(found.named, self._generation)
+
+    endpoint_ = SlowEndpoint(512, GenerationConfig(cache_tokens=2048, prefill_chunk=24))
+    body = {"text": TEXT, "scheme": REROPE}
+    with (
+        serving_lm([(bundle, 100.0)], endpoint=endpoint_, queue=1) as serving,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        first = pool.submit(ask, serving, "score", body)
+        assert begun.wait(60)
+        second = pool.submit(ask, serving, "score", body)
+        while not serving.service.waiting:
+            time.sleep(0.01)
+        for path, more in (("score", body), ("compare", {"text": TEXT, "schemes": [REROPE]})):
+            status, refusal = ask(serving, path, more)
+            assert (status, refusal["error"]["code"]) == (503, "overloaded")
+        go.set()
+        assert first.result(60)[0] == second.result(60)[0] == 200
 
 
 def test_the_answer_says_what_computed_it(served: Serving) -> None:
