@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,10 @@ class SteeredTask(TinyTask):
         """The tiny task's, and how many tokens fall to each channel."""
         load = torch.bincount(batch["tokens"].flatten() % self.width, minlength=self.width)
         return {**super().loss(model, batch), "load": Observed(load.float())}
+
+    def faults(self, observed: Mapping[str, torch.Tensor]) -> Sequence[str]:
+        """How many tokens fell to channels."""
+        return [f"{int(observed['load'].sum())} tokens had channels"]
 
     def after_update(
         self, model: nn.Module, observed: Mapping[str, torch.Tensor], step: int

@@ -305,6 +305,16 @@ class Stepper:
         return (
             f"the loss of step {int(done.row['step'])} is not finite ({values}): in the micro "
             f"batches where it happened, {where or 'no single one is to blame'}"
+            f"{self._name_faults(done)}"
+        )
+
+    def _name_faults(self, done: _Done) -> str:
+        """What the task makes of it. Called by all ranks."""
+        if not isinstance(self._task, Steered) or not done.observed:
+            return ""
+        faults = self._ranks.gather(list(self._task.faults(done.observed)))
+        return "".join(
+            f"; on worker {rank} {', '.join(mine)}" for rank, mine in enumerate(faults) if mine
         )
 
 

@@ -117,6 +117,14 @@ class Task(Protocol):
 class Steered(Protocol):
     """A task whose model has buffers that follow what was observed in the data."""
 
+    def faults(self, observed: Mapping[str, torch.Tensor]) -> Sequence[str]:
+        """What broke where, as far as it shows; called when the loss of a step is not finite.
+
+        Args:
+            observed: float64 sums over this rank's micro batches of that step.
+        """
+        ...
+
     def after_update(
         self, model: nn.Module, observed: Mapping[str, torch.Tensor], step: int
     ) -> Steering:

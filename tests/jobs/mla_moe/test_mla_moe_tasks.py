@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,7 @@ def test_terms_of_micro_batches_add_to_those_of_the_batch(task: MixtureLanguageM
         "balance_communication",
         "load",
         "dropped",
+        "affinity",
     }
     halves = [
         task.loss(model, {name: value[cut] for name, value in batch.items()})
@@ -70,7 +71,29 @@ def test_terms_of_micro_batches_add_to_those_of_the_batch(task: MixtureLanguageM
 
 def test_a_balance_loss_without_a_factor_is_no_term(task: MixtureLanguageModel) -> None:
     plain = dataclasses.replace(task, balance=BalanceConfig())
-    assert set(plain.loss(plain.model(), batch_of(task, 2))) == {"lm", "load", "dropped"}
+    assert set(plain.loss(plain.model(), batch_of(task, 2))) == {
+        "lm",
+        "load",
+        "dropped",
+        "affinity",
+    }
+
+
+def test_a_router_that_gives_no_numbers_is_named(task: MixtureLanguageModel) -> None:
+    model = task.model()
+    assert isinstance(model, DecoderLM)
+    batch = batch_of(task, 2)
+
+    def faults() -> Sequence[str]:
+        terms = task.loss(model, batch).items()
+        return task.faults({name: one[0] for name, one in terms if isinstance(one, Observed)})
+
+    assert faults() == []
+    routers = [one for name, one in model.named_parameters() if name.endswith("router.weight")]
+    routers[-1].data[3] = float("nan")
+    assert faults() == ["the router of layer of experts 1 gave no finite affinities"]
+    routers[0].data[0] = float("inf")
+    assert faults() == ["the router of layer of experts 0 gave no finite affinities"]
 
 
 def test_the_bias_moves_by_the_loads_and_stays_after_its_share(task: MixtureLanguageModel) -> None:

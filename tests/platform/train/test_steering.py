@@ -10,6 +10,7 @@ import torch
 from steered_task import GAMMA, SteeredTask
 from trainings import CONFIG, STEPS, ZERO, Trainings, losses, stop_at
 
+from heliostat.errors import TrainingFailed
 from heliostat.train.weights import read_weights
 from tiny_task import LENGTH, TinyTask
 
@@ -47,6 +48,18 @@ def test_sums_run_over_micro_batches_and_ranks_and_survive_a_stop(
         assert result.metrics["loss"] == pytest.approx(whole.metrics["loss"], abs=1e-5)
     assert losses(cut) == pytest.approx(losses(whole), abs=1e-5)
     assert "steered at step 3" in caplog.text
+
+
+def test_a_loss_that_is_not_a_number_ends_in_what_the_task_makes_of_it(
+    train: Trainings, task: SteeredTask
+) -> None:
+    first = task.train_data().samples([2 * CONFIG.batch])[0]["id"]
+    poisoned = replace(task, poison_id=int(first))
+    with pytest.raises(TrainingFailed) as caught:
+        train(poisoned, CONFIG, run="r")
+    text = str(caught.value)
+    assert "the loss of step 3 is not finite" in text
+    assert f"; on worker 0 {CONFIG.batch * LENGTH} tokens had channels" in text
 
 
 @pytest.mark.slow
