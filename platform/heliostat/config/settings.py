@@ -15,6 +15,8 @@ from pathlib import Path
 JOB_DRIVER_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray's job supervisor in the driver it starts (`ray job submit`), and only there."""
 MOST_IN_FLIGHT_VARIABLE = "HELIOSTAT_MOST_IN_FLIGHT"
+TLS_CERTIFICATE_VARIABLE = "HELIOSTAT_TLS_CERTIFICATE"
+TLS_KEY_VARIABLE = "HELIOSTAT_TLS_KEY"
 
 WORKING_DIR_PARENT = "working_dir_files"
 """The folder in which Ray unpacks a submitted working directory (`runtime_env/working_dir.py`)."""
@@ -37,6 +39,10 @@ class Settings:
     (HELIOSTAT_SHARED_STORAGE); None: file systems are judged by their type."""
     most_in_flight: str | None
     """Requests that HAProxy lets a replica have in flight (HELIOSTAT_MOST_IN_FLIGHT); None: all."""
+    tls_certificate: Path | None
+    """PEM file of the chain with which HAProxy speaks HTTPS (HELIOSTAT_TLS_CERTIFICATE)."""
+    tls_key: Path | None
+    """PEM file of its private key (HELIOSTAT_TLS_KEY)."""
     ray_address: str | None
     """The cluster to connect to (RAY_ADDRESS); None: one of our own on this machine."""
     is_submitted: bool
@@ -60,6 +66,8 @@ def settings() -> Settings:
         tracking_uri=_text("MLFLOW_TRACKING_URI"),
         shared_storage=_path("HELIOSTAT_SHARED_STORAGE"),
         most_in_flight=_text(MOST_IN_FLIGHT_VARIABLE),
+        tls_certificate=_path(TLS_CERTIFICATE_VARIABLE),
+        tls_key=_path(TLS_KEY_VARIABLE),
         ray_address=_text("RAY_ADDRESS"),
         is_submitted=_text(JOB_DRIVER_VARIABLE) is not None,
         is_in_package=WORKING_DIR_PARENT in Path.cwd().parts,

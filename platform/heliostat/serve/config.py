@@ -69,8 +69,8 @@ class HttpConfig:
     port: int = 8000
     """Port of the proxy."""
     haproxy: bool = True
-    """Let HAProxy take the place of Ray's Python proxy, where it is installed and there is no TLS;
-    on a cluster of one's own only."""
+    """Let HAProxy, where it is installed, take the place of Ray's Python proxy; on a cluster of
+    one's own only."""
     access_log: bool = False
     """A line for each request in the log of the replica."""
     tls_key: str | None = None

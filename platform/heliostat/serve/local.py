@@ -13,14 +13,18 @@ from heliostat.cluster.ray_cluster import connect
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
 from heliostat.config.output import resolve_output
-from heliostat.config.settings import MOST_IN_FLIGHT_VARIABLE
+from heliostat.config.settings import (
+    MOST_IN_FLIGHT_VARIABLE,
+    TLS_CERTIFICATE_VARIABLE,
+    TLS_KEY_VARIABLE,
+)
 from heliostat.errors import UserError
 from heliostat.runs.listing import list_runs
 from heliostat.runs.manifest import MANIFEST_NAME
 from heliostat.runs.references import CHAMPION
 from heliostat.runs.registry import Place, list_versions, resolve
 from heliostat.serve import haproxy
-from heliostat.serve.config import OFF, serve_config
+from heliostat.serve.config import OFF, ServeConfig, serve_config
 from heliostat.serve.deployment import address_of, check, describe, most_in_flight
 from heliostat.serve.health import Address
 from heliostat.serve.keys import add_key
@@ -57,8 +61,8 @@ def serving(job: str, overrides: Sequence[str], lineup: Lineup) -> Iterator[Runn
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")
-    if config.http.haproxy and config.http.tls_key is None:
-        _use_haproxy(most_in_flight(config))
+    if config.http.haproxy:
+        _use_haproxy(config)
     connection = connect("local", dashboard=True)
     try:
         assert connection.dashboard_url is not None
@@ -69,7 +73,7 @@ def serving(job: str, overrides: Sequence[str], lineup: Lineup) -> Iterator[Runn
         connection.close()
 
 
-def _use_haproxy(most: int) -> None:
+def _use_haproxy(config: ServeConfig) -> None:
     """Let Serve start HAProxy, if it is installed, with ports for its own pages that are free."""
     program = haproxy.program()
     if program is None:
@@ -82,9 +86,13 @@ def _use_haproxy(most: int) -> None:
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
             haproxy.BINARY_VARIABLE: str(program),
             haproxy.RETRY_VARIABLE: haproxy.RETRY_ON,
-            MOST_IN_FLIGHT_VARIABLE: str(most),
+            MOST_IN_FLIGHT_VARIABLE: str(most_in_flight(config)),
         }
     )
+    key, certificate = config.http.tls_key, config.http.tls_certificate
+    if key is not None and certificate is not None:
+        os.environ[TLS_KEY_VARIABLE] = str(Path(key).resolve())
+        os.environ[TLS_CERTIFICATE_VARIABLE] = str(Path(certificate).resolve())
 
 
 def _free_ports(count: int) -> list[int]:

@@ -16,10 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
-from heliostat.config.settings import MOST_IN_FLIGHT_VARIABLE, settings
+from heliostat.config.settings import (
+    MOST_IN_FLIGHT_VARIABLE,
+    TLS_CERTIFICATE_VARIABLE,
+    TLS_KEY_VARIABLE,
+    settings,
+)
 from heliostat.errors import ConfigError
 from heliostat.serve.app import build_app
 from heliostat.serve.batcher import BatchLimits
@@ -116,10 +122,12 @@ class Replica:
 
 
 def _check_haproxy(config: ServeConfig) -> None:
-    """Refuse limits above that of HAProxy, which is set where the cluster starts.
+    """Refuse what does not fit HAProxy, which is told of it where the cluster starts.
 
     Every node has an HAProxy that counts for itself.
     """
+    if RAY_SERVE_ENABLE_HA_PROXY:
+        _check_tls(config.http.tls_key is not None, settings().tls_key is not None)
     given, wanted = settings().most_in_flight, most_in_flight(config)
     if given is None or not given.isdecimal():
         return
@@ -129,6 +137,21 @@ def _check_haproxy(config: ServeConfig) -> None:
             f"serve.limits.queue + serve.batching.items is {wanted}, but HAProxy of this cluster "
             f"lets a replica have {int(given) * nodes} requests in flight; start the cluster with "
             f"{MOST_IN_FLIGHT_VARIABLE}={-(-wanted // nodes)}"
+        )
+
+
+def _check_tls(endpoint: bool, haproxy: bool) -> None:
+    """Refuse an endpoint whose HTTPS HAProxy does not know of, or the other way about."""
+    variables = f"{TLS_KEY_VARIABLE} and {TLS_CERTIFICATE_VARIABLE}"
+    if endpoint and not haproxy:
+        raise ConfigError(
+            "serve.http.tls_key is given, but HAProxy of this cluster speaks no TLS; start the "
+            f"cluster with {variables}"
+        )
+    if haproxy and not endpoint:
+        raise ConfigError(
+            f"HAProxy of this cluster speaks TLS ({variables}); give the endpoint "
+            "serve.http.tls_key and serve.http.tls_certificate"
         )
 
 

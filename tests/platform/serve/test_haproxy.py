@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
+from certificates import write_certificate
 from ray_head import free_ports
 
-from heliostat.config.settings import MOST_IN_FLIGHT_VARIABLE
+from heliostat.config.settings import (
+    MOST_IN_FLIGHT_VARIABLE,
+    TLS_CERTIFICATE_VARIABLE,
+    TLS_KEY_VARIABLE,
+)
 from heliostat.serve import haproxy
 from heliostat.serve.errors import too_busy
 
@@ -51,6 +58,34 @@ listen stats
 MOST = 2
 
 
+@dataclass(frozen=True)
+class Tls:
+    """A certificate of its own for a host that is not the replica's address."""
+
+    folder: Path
+
+    @classmethod
+    def made_in(cls, folder: Path) -> Tls:
+        write_certificate(folder, "suggestions.example.com")
+        return cls(folder)
+
+    def variables(self) -> dict[str, str]:
+        return {
+            TLS_CERTIFICATE_VARIABLE: str(self.folder / "chain.pem"),
+            TLS_KEY_VARIABLE: str(self.folder / "key.pem"),
+        }
+
+    def server(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.folder / "chain.pem", self.folder / "key.pem")
+        return context
+
+    def client(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.folder / "chain.pem"))
+        context.check_hostname = False
+        return context
+
+
 class Replica:
     """A real server whose POSTs wait until they are let go."""
 
@@ -71,7 +106,9 @@ class Replica:
 
 
 @asynccontextmanager
-async def proxied(folder: Path, most: str | None) -> AsyncIterator[tuple[str, Replica]]:
+async def proxied(
+    folder: Path, most: str | None, tls: Tls | None = None
+) -> AsyncIterator[tuple[str, Replica]]:
     """`heliostat-haproxy` as Serve would start it, before a replica."""
     (backend,) = free_ports(1)
     app = web.Application()
@@ -80,16 +117,19 @@ async def proxied(folder: Path, most: str | None) -> AsyncIterator[tuple[str, Re
     app.router.add_post("/ask", replica.post)
     app.router.add_get("/healthz", replica.get)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", backend).start()
+    context = None if tls is None else tls.server()
+    await web.TCPSite(runner, "127.0.0.1", backend, ssl_context=context).start()
     try:
-        async with before([backend], folder, most) as url:
+        async with before([backend], folder, most, tls) as url:
             yield url, replica
     finally:
         await runner.cleanup()
 
 
 @asynccontextmanager
-async def before(backends: list[int], folder: Path, most: str | None) -> AsyncIterator[str]:
+async def before(
+    backends: list[int], folder: Path, most: str | None, tls: Tls | None = None
+) -> AsyncIterator[str]:
     """`heliostat-haproxy` before the ports of replicas."""
     port, stats, metrics = free_ports(3)
     file = folder / "haproxy.cfg"
@@ -98,21 +138,24 @@ async def before(backends: list[int], folder: Path, most: str | None) -> AsyncIt
     program = haproxy.program()
     assert program is not None
     environment = {**os.environ, **({} if most is None else {MOST_IN_FLIGHT_VARIABLE: most})}
+    environment |= {} if tls is None else tls.variables()
     process = subprocess.Popen([program, "-db", "-f", file], env=environment)
     try:
-        url = f"http://127.0.0.1:{port}"
-        await _answers(f"{url}/healthz", process)
+        url = f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"
+        await _answers(f"{url}/healthz", process, True if tls is None else tls.client())
         yield url
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
 
 
-async def _answers(url: str, process: subprocess.Popen[bytes]) -> None:
+async def _answers(
+    url: str, process: subprocess.Popen[bytes], context: ssl.SSLContext | bool
+) -> None:
     async with asyncio.timeout(30), aiohttp.ClientSession() as session:
         while process.poll() is None:
             try:
-                async with session.get(url) as answer:
+                async with session.get(url, ssl=context) as answer:
                     if answer.status == 200:
                         return
             except aiohttp.ClientError:
@@ -269,6 +312,41 @@ async def _listens(port: int) -> None:
                 await asyncio.sleep(0.02)
             else:
                 return writer.close()
+
+
+def test_with_a_certificate_it_speaks_tls_to_clients_and_to_replicas(tmp_path: Path) -> None:
+    tls = Tls.made_in(tmp_path)
+
+    async def story() -> None:
+        async with proxied(tmp_path, str(MOST), tls) as (url, replica):
+            replica.go.set()
+            connector = aiohttp.TCPConnector(ssl=tls.client())
+            async with (
+                aiohttp.ClientSession(connector=connector) as ask,
+                ask.post(f"{url}/ask", json={"n": 1}) as answer,
+            ):
+                assert (answer.status, await answer.json()) == (200, {"done": True})
+            async with aiohttp.ClientSession() as ask:
+                with pytest.raises(aiohttp.ClientError):
+                    await ask.get(url.replace("https:", "http:") + "/healthz")
+
+    asyncio.run(story())
+
+
+def test_a_certificate_without_its_key_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(WRITTEN.format(port=1, servers="", stats=3, metrics=4))
+    program = haproxy.program()
+    assert program is not None
+    done = subprocess.run(
+        [program, "-f", file],
+        env={**os.environ, TLS_CERTIFICATE_VARIABLE: "chain.pem"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert f"set {TLS_CERTIFICATE_VARIABLE} and {TLS_KEY_VARIABLE}, or neither" in done.stderr
 
 
 def test_its_own_pages_answer_on_this_machine_alone() -> None:
