@@ -42,9 +42,10 @@ class GatedAttentionUnit(nn.Module):
         self.sizes = [config.value_width, config.value_width, config.head_width]
         self.residual_scale = (2 * config.layers) ** 0.25
         self.gate_value_base = linear(config.width, sum(self.sizes), bias=False)
-        self.scale = nn.Parameter(torch.ones(2, config.head_width))
+        # In one dimension, as all that is not decayed.
+        self.scale = nn.Parameter(torch.ones(2 * config.head_width))
         """gamma_q and gamma_k."""
-        self.offset = nn.Parameter(torch.zeros(2, config.head_width))
+        self.offset = nn.Parameter(torch.zeros(2 * config.head_width))
         """beta_q and beta_k."""
         self.output = linear(config.value_width, config.width, bias=False)
         self.norm = RMSNorm(config.width, eps=1e-5)
@@ -56,7 +57,8 @@ class GatedAttentionUnit(nn.Module):
         fused = F.silu(self.gate_value_base(x_BTd))
         u_BTe, v_BTe, z_BTs = torch.split(fused, self.sizes, dim=-1)
         # One head for queries and keys, of which every channel is rotated.
-        qk_BT2s = z_BTs[..., None, :] * self.scale + self.offset
+        scale_2s, offset_2s = (both.view(2, -1) for both in (self.scale, self.offset))
+        qk_BT2s = z_BTs[..., None, :] * scale_2s + offset_2s
         attended_BTe = self._attend(qk_BT2s, v_BTe[:, :, None], inputs)
         o_BTd = self.output(u_BTe * attended_BTe)
         out_BTd: torch.Tensor = self.norm(self.residual_scale * x_BTd + o_BTd)

@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 from fastapi import APIRouter
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from heliostat.errors import BundleError
 from heliostat.runs.bundle import Bundle
@@ -24,6 +24,7 @@ from heliostat.serve.generation.intake import LanguageService
 from heliostat.serve.generation.native_routes import native_router
 from heliostat.serve.generation.openai_routes import openai_router
 from heliostat.serve.generation.served import NamedModel, ServedLanguageModel
+from heliostat.serve.generation.wire import OwnText, OwnTokens
 from heliostat.serve.service import Service
 from jobs.mla_moe.bundle import TOKENS, open_language_model
 from jobs.mla_moe.config import Config
@@ -48,10 +49,12 @@ EXAMPLES = (
 class RoutingRequest(BaseModel):
     """A text whose routing is asked for."""
 
+    model_config = ConfigDict(extra="forbid")
+
     model: str | None = Field(default=None, description="Name of the model; null: any.")
-    text: str | None = Field(default=None, description="The text; or tokens.")
-    tokens: list[int] | None = Field(default=None, description="The tokens; or a text.")
-    layers: list[int] | None = Field(
+    text: OwnText = None
+    tokens: OwnTokens = None
+    layers: list[StrictInt] | None = Field(
         default=None, description="Layers with experts, from 0 among all; null: all of them."
     )
 
@@ -98,8 +101,8 @@ class MixtureEndpoint:
         """Load a version; a model of ids that are no bytes has no text to serve."""
         if bundle.json(TOKENS)["kind"] != "bytes":
             raise BundleError(
-                f"{bundle.source} was trained on token ids whose tokenizer is not in it: export it "
-                "and serve it with language_model"
+                f"{bundle.source} was trained on token ids whose tokenizer is not in it: export "
+                "it, put its tokenizer.json into the folder and serve that with language_model"
             )
         model = open_language_model(bundle).to(self._device)
 

@@ -6,13 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from heliostat.serve.generation.wire import Seed, Stops, Temperature, TopP
+from heliostat.serve.generation.wire import (
+    OwnText,
+    OwnTokens,
+    Seed,
+    Stops,
+    Temperature,
+    TopP,
+)
 from models.positions import LogN, PositionPlan
 
 MOST_NEW_TOKENS = 4096
 MOST_SCHEMES = 32
-Text = Annotated[str | None, Field(description="A text, or")]
-Tokens = Annotated[list[int] | None, Field(description="its tokens.")]
 
 
 class SchemeRequest(BaseModel):
@@ -44,8 +49,8 @@ class _Given(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, description="A name of GET models; null: whatever answers.")
-    text: Text = None
-    tokens: Tokens = None
+    text: OwnText = None
+    tokens: OwnTokens = None
     force: bool = Field(False, description="Accept a log_n that contradicts the training.")
     strict: bool = Field(False, description="Refuse relative positions never seen in training.")
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from heliostat.train.engine import decay_groups
 from models.gau import GauLM
 from models.gau_config import GauConfig, gau_parameter_count, gau_training_flops
 from models.planned_lm import plan_for
@@ -37,7 +38,8 @@ def by_hand(model: GauLM, ids: torch.Tensor) -> torch.Tensor:
         u, v, z = F.silu(x @ unit.gate_value_base.weight.T).split([48, 48, 16], dim=-1)
         turned = []
         for kind in range(2):
-            one = (z * unit.scale[kind] + unit.offset[kind]).double()
+            own = slice(kind * s, (kind + 1) * s)
+            one = (z * unit.scale[own] + unit.offset[own]).double()
             pairs = torch.complex(one[..., : s // 2], one[..., s // 2 :]) * phases
             turned.append(torch.cat((pairs.real, pairs.imag), dim=-1).float())
         logits = turned[0] @ turned[1].mT / math.sqrt(s)
@@ -103,3 +105,15 @@ def test_the_loss_is_that_of_the_logits() -> None:
     torch.testing.assert_close(total, expected)
     total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_weight_decay_falls_on_matrices_only() -> None:
+    model = make_model()
+    _, kept = decay_groups(model)
+    spared = {id(parameter) for parameter in kept["params"]}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in spared}
+    assert {name.rpartition("units.")[2].partition(".")[2] for name in names} == {
+        "scale",
+        "offset",
+        "norm.weight",
+    }

@@ -11,7 +11,7 @@ unusual still goes through FastAPI.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -35,6 +35,8 @@ class DirectRoute:
     parameter: str
     """The name under which `call` takes the request."""
     request: type[BaseModel]
+    refused: Callable[[Sequence[Any]], ApiError]
+    """The error of a request that does not have this form, of what pydantic found."""
 
     async def answer(self, body: bytes) -> bytes:
         """The JSON of the answer; raises `ApiError`, as the route does."""
@@ -45,7 +47,7 @@ class DirectRoute:
         try:
             request = self.request.model_validate(raw, from_attributes=True)
         except ValidationError as error:
-            raise validation(error.errors(include_url=False)) from None
+            raise self.refused(error.errors(include_url=False)) from None
         answer = await self.call(**{self.parameter: request})
         return answer.model_dump_json(by_alias=True).encode()
 
@@ -103,7 +105,8 @@ def _of(route: APIRoute) -> DirectRoute | None:
     request = _model(bodies[0].field_info.annotation) if len(bodies) == 1 else None
     if request is None or _model(answer) is None:
         return None
-    return DirectRoute(route.endpoint, bodies[0].name, request)
+    refused = getattr(route, "refused", validation)
+    return DirectRoute(route.endpoint, bodies[0].name, request, refused)
 
 
 def _model(kind: Any) -> type[BaseModel] | None:

@@ -117,6 +117,8 @@ def test_the_routing_of_a_text(served: Serving, model: DecoderLM) -> None:
         ({"text": "a", "layers": [0]}, 400, "layers"),
         ({"text": ""}, 400, "text"),
         ({"tokens": [256]}, 400, "tokens.0"),
+        ({"tokens": ["5"]}, 400, "tokens.0"),
+        ({"text": "a", "layer": [1]}, 400, "layer"),
         ({"text": "a", "model": "other"}, 404, "model"),
         ({"text": "a" * 3000}, 413, "text"),
     ],
@@ -128,7 +130,7 @@ def test_mistakes_are_told(served: Serving, body: dict[str, Any], status: int, f
 
 def test_a_model_of_other_tokens_is_sent_to_the_general_endpoint(tmp_path: Path) -> None:
     bundle = load_bundle(write_bundle(tmp_path / "ids", kind="ids"))
-    with pytest.raises(BundleError, match="export it and serve it with language_model"):
+    with pytest.raises(BundleError, match=r"export it, put its tokenizer\.json into the folder"):
         MixtureEndpoint(GenerationConfig()).open(bundle)
 
 

@@ -330,6 +330,8 @@ def test_completions_do_not_depend_on_their_mates(served: Serving) -> None:
         ),
         ("generate", {"text": TEXT, "scheme": {"name": "ntk"}}, 400, "scheme.k"),
         ("score", {"tokens": [1, 256]}, 400, "tokens.1"),
+        ("score", {"tokens": ["1", 2]}, 400, "tokens.0"),
+        ("score", {"text": TEXT, "schema": {"name": "rope"}}, 400, "schema"),
         ("score", {"text": ""}, 400, "text"),
         ("score", {"text": "x"}, 400, "text"),
         ("score", {"text": TEXT, "scheme": {"name": "alibi"}}, 400, "scheme.name"),

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from heliostat.serve.generation.wire import (
     MOST_LOGPROBS,
     MOST_TOKENS,
+    OwnText,
+    OwnTokens,
     PlainPrompt,
     Seed,
     Stops,
@@ -43,8 +45,8 @@ class ScoreRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
-    text: str | None = Field(None, description="A text, or")
-    tokens: list[int] | None = Field(None, description="its tokens.")
+    text: OwnText = None
+    tokens: OwnTokens = None
 
     @model_validator(mode="after")
     def one_of_two(self) -> ScoreRequest:

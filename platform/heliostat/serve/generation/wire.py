@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, StrictInt
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -42,6 +42,8 @@ def _plain(given: object) -> object:
 PlainPrompt = Annotated[
     str | list[int], BeforeValidator(_plain), Field(description="A text, or its tokens.")
 ]
+OwnText = Annotated[str | None, Field(description="A text, or")]
+OwnTokens = Annotated[list[StrictInt] | None, Field(description="its tokens.")]
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=200)]],
     BeforeValidator(_as_list),
@@ -60,6 +62,17 @@ Seed = Annotated[
 class LanguageRoute(APIRoute):
     """A route that answers 400 where a field is refused."""
 
+    @staticmethod
+    def refused(errors: Sequence[Any]) -> ApiError:
+        """The error of a request that does not have its form.
+
+        Args:
+            errors: what pydantic found.
+        """
+        found = validation(errors)
+        code = "malformed" if found.status == 400 else "invalid"
+        return ApiError(400, found.message, field=found.field, code=code)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, with its validation errors as ours."""
         handle = super().get_route_handler()
@@ -68,9 +81,7 @@ class LanguageRoute(APIRoute):
             try:
                 return await handle(request)
             except RequestValidationError as error:
-                found = validation(error.errors())
-                code = "malformed" if found.status == 400 else "invalid"
-                raise ApiError(400, found.message, field=found.field, code=code) from None
+                raise self.refused(error.errors()) from None
 
         return handler
 
