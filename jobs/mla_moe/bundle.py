@@ -56,7 +56,7 @@ def save_language_model(
         metadata["source"] = config.model.source
     version = save_bundle(
         folder,
-        weights=trained.result.last,
+        weights=trained.result.final,
         parts={
             DECODER: asdict(trained.task.decoder),
             TOKENS: {

@@ -203,9 +203,9 @@ def _exports(
 
         def work(folder: Location) -> dict[str, float]:
             with tempfile.TemporaryDirectory(prefix="heliostat-export-") as scratch:
-                return export_difference(done.result.last, decoder, Path(scratch))
+                return export_difference(done.result.final, decoder, Path(scratch))
 
-        key = {"weights": done.result.last.uri, "decoder": repr(asdict(decoder))}
+        key = {"weights": done.result.final.uri, "decoder": repr(asdict(decoder))}
         return run.stage(f"{arm.stage}-export-{label.lower()}", key, work)
 
     def measure(arm: Arm, label: str, yarn: YarnConfig | None) -> Measurement:

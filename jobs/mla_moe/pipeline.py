@@ -63,6 +63,6 @@ def train(
         start_from=start_from,
     )
     evaluation = evaluate(
-        f"{name}-test", task, result.last, config.data, run=run, resources=config.resources
+        f"{name}-test", task, result.final, config.data, run=run, resources=config.resources
     )
     return Trained(task, result, evaluation)

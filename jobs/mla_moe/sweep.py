@@ -43,7 +43,7 @@ def training(config: Config, trial: Trial) -> Mapping[str, float]:
     task = task_of(config, train, test)
     start = _start(config, trial.shared)
     result = trial.fit(task, config.fit, resources=config.resources, start_from=start)
-    found = measure(task, result.last, task.eval_data(), config.resources)
+    found = measure(task, result.final, task.eval_data(), config.resources)
     return {
         "loss": found.loss,
         "maxvio_global": found.max_violation,

@@ -52,7 +52,7 @@ def claim(config: Config, run: Run) -> RunSummary:
     models = train_models(config, run, corpus, seeds)
     study = run_study(config, run, corpus, models, seeds)
     schemes = position_schemes(study)
-    by_position = loss_by_position(config, run, corpus, models["plain", seeds[0]].last, schemes)
+    by_position = loss_by_position(config, run, corpus, models["plain", seeds[0]].final, schemes)
     result = ClaimResult(
         job="rerope",
         statement=STATEMENT,

@@ -29,7 +29,7 @@ def run(config: Config, run: Run) -> RunSummary:
     study = run_study(config, run, corpus, models, [config.seed])
     schemes = position_schemes(study)
     plain = models["plain", config.seed]
-    by_position = loss_by_position(config, run, corpus, plain.last, schemes)
+    by_position = loss_by_position(config, run, corpus, plain.final, schemes)
     best = study.chosen.plain["rerope", study.far]
     metrics = {
         "nonrep_loss_L": float(study.loss(ROPE, study.train_length).mean()),
@@ -43,7 +43,7 @@ def run(config: Config, run: Run) -> RunSummary:
         bundles[name] = save_model(
             run,
             run.artefact(name),
-            done.last,
+            done.final,
             variant=variant,
             shape=model_shape(config, variant),
             scheme=training_scheme(config, variant),

@@ -177,7 +177,7 @@ def run_study(
             f"s{seed}-{variant}-{half}",
             run,
             Scoring(model_shape(config, variant), config.length, trials),
-            models[variant, seed].last,
+            models[variant, seed].final,
             stream,
             resources=config.resources,
             batch=config.evaluation.batch,

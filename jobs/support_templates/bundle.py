@@ -80,7 +80,7 @@ def save_classifier(
     }
     version = save_bundle(
         folder,
-        weights=classifier.trained.last,
+        weights=classifier.trained.final,
         parts={
             "classifier.json": settings,
             "label_map.json": labelled.label_map.to_json(),

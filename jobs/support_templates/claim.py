@@ -93,10 +93,19 @@ def claim(config: Config, run: Run) -> RunSummary:
             f"claim.second_width is {config.claim.second_width}, which is model.width too; the "
             "scaling report compares two sizes"
         )
+    if config.model.source != RANDOM_WEIGHTS:
+        raise ConfigError(
+            f"model.source is {config.model.source}; the claim compares two sizes from random "
+            "weights (model.source=config)"
+        )
+    if config.data.cases is not None:
+        raise ConfigError(
+            "data.cases is given; the claim measures redaction against what the simulator planted, "
+            "so it needs simulated conversations (data.simulator.seed_utterances for real openings)"
+        )
     given, config = config, _one_worker(config)
     # The general text is shared: prepared before anything runs in parallel.
-    if config.model.source == RANDOM_WEIGHTS:
-        general_documents(config, run)
+    general_documents(config, run)
     prepared = [with_seed(config, seed) for seed in config.claim.seeds]
     at_a_time = config.claim.parallel
     *seeds, small = in_parallel(
@@ -170,7 +179,7 @@ def _measure_all(run: Run, seeds: Sequence[Seed], at_a_time: int) -> list[list[M
     def measure(entry: tuple[Seed, Arm]) -> Measurement:
         seed, arm = entry
         samples = labelled[seed.seed, arm.budget, arm.last_message_only]
-        weights = seed.adapted.last if arm.adapted else seed.base.weights
+        weights = seed.adapted.final if arm.adapted else seed.base.weights
         stage = _stage(seed.config, arm)
         name = f"{seed.prefix}{arm.name.replace(', ', '-').replace(' ', '-').replace('+', '')}"
         done = fine_tune(name, seed.config, run, stage, seed.base, samples, weights, frozenset())

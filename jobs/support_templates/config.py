@@ -251,8 +251,11 @@ class Config:
     """Stage 1: domain-adaptive pretraining."""
     dft: ClassifierStage = field(default_factory=ClassifierStage)
     """Stage 2: the classifier."""
+    adapted: bool = False
+    """The checkpoint at `model.source` is what an earlier run has adapted (its folder `adapted`):
+    stage 1 is left out."""
     compare: bool = True
-    """Also fine-tune without domain adaptation, to show what it is worth."""
+    """Also fine-tune without domain adaptation, to show what it is worth; not where `adapted`."""
     encoder: EncoderBaseline = field(default_factory=EncoderBaseline)
     """The encoder baseline."""
     claim: ClaimConfig = field(default_factory=ClaimConfig)
@@ -275,6 +278,11 @@ class Config:
         for name, settings in fits.items():
             measures = CLASSIFIER_MEASURES if name == "dft.fit" else ("loss",)
             check_config(name, settings, self.resources, measures)
+        if self.adapted and self.model.source == RANDOM_WEIGHTS:
+            raise ConfigError(
+                f"adapted is true and model.source is {RANDOM_WEIGHTS}: name the folder adapted/ "
+                "of an earlier run, model.source=runs/NAME/adapted"
+            )
         if self.encoder.enabled and self.model.source != RANDOM_WEIGHTS:
             raise ConfigError(
                 f"encoder.enabled is true and model.source is {self.model.source}: the encoder "

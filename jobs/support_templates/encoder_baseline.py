@@ -85,12 +85,14 @@ def encoder_arms(
         "encoder-general", general_rows, config.general.training.fit, settings.general_steps, None
     )
     domain_rows = domain_task(config, run, base, conversations)
-    adapted = train("encoder-dapt", domain_rows, config.dapt.fit, settings.dapt_steps, general.last)
+    adapted = train(
+        "encoder-dapt", domain_rows, config.dapt.fit, settings.dapt_steps, general.final
+    )
     return [
         _fine_tuned(config, run, base, labelled, recent, encoder, weights, name, f"{prefix}{stage}")
         for name, stage, weights in (
-            ("encoder, fine-tuned", "encoder-dft-general", general.last),
-            ("encoder, adapted to the domain, fine-tuned", "encoder-dft", adapted.last),
+            ("encoder, fine-tuned", "encoder-dft-general", general.final),
+            ("encoder, adapted to the domain, fine-tuned", "encoder-dft", adapted.final),
         )
     ]
 

@@ -195,7 +195,7 @@ def open_base(config: Config, run: Run, *, prefix: str = "") -> Base:
         resources=config.resources,
         name=f"{prefix}general",
     )
-    return replace(begun, weights=general.last, general=general)
+    return replace(begun, weights=general.final, general=general)
 
 
 def pretrained_base(config: Config, run: Run, tokenizer: Location, weights: Location) -> Base:
@@ -359,7 +359,7 @@ def fine_tune(
     """Stage 2 from given weights, calibrated on validation and measured on test."""
     task = classification("dft", config, stage, base, labelled, pretrained)
     trained = fit(task, stage.fit, run=run, resources=config.resources, name=name)
-    evaluation, test_scores = calibrated(task, trained.last, config, stage, labelled, recent)
+    evaluation, test_scores = calibrated(task, trained.final, config, stage, labelled, recent)
     return Classifier(task, trained, evaluation, test_scores)
 
 

@@ -23,7 +23,8 @@ def plan(config: Config) -> list[FitPlan]:
     plans = []
     if config.model.source == RANDOM_WEIGHTS:
         plans.append(("general", config.general.training))
-    plans.append(("dapt", config.dapt))
+    if not config.adapted:
+        plans.append(("dapt", config.dapt))
     fits = [
         FitPlan(
             name=name,
@@ -64,7 +65,7 @@ def plan(config: Config) -> list[FitPlan]:
             samples_per_epoch=config.dft.label_budget,
             tokens_per_sample=config.dft.context.max_tokens,
         )
-        for name in (("dft-general", "dft") if config.compare else ("dft",))
+        for name in (("dft-general", "dft") if config.compare and not config.adapted else ("dft",))
     ]
     return [*fits, *tunings]
 

@@ -128,7 +128,7 @@ def write_report(
     classifier: Classifier,
     inputs: Sequence[Input],
     *,
-    adaptation: Adaptation,
+    adaptation: Adaptation | None,
 ) -> Location:
     """Write the page and its figures; returns where the page is."""
     best = arms[-1].evaluation
@@ -166,7 +166,9 @@ def write_report(
     )
     report.heading("Training")
     report.text(
-        f"The adaptation read {adaptation.tokens:,.0f} tokens of transcripts, which took "
+        f"The decoder was adapted by an earlier run: {config.model.source}."
+        if adaptation is None
+        else f"The adaptation read {adaptation.tokens:,.0f} tokens of transcripts, which took "
         f"{adaptation.flops:.3g} FLOPs (6 N' D; {adaptation.flops_full:.3g} with output embedding "
         f"and attention), and came to {adaptation.loss:.4f} nats a token on held-out ones."
     )

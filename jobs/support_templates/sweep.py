@@ -19,11 +19,11 @@ from heliostat.runs.run import Run
 from heliostat.storage import Location
 from heliostat.sweep.contract import Shared, Trial, TrialKind
 from heliostat.train.weights import load_weights
+from jobs.support_templates.adapted import adapted_decoder
 from jobs.support_templates.config import RANDOM_WEIGHTS, Config
 from jobs.support_templates.knobs import BUNDLE_METRICS, measure_bundle
 from jobs.support_templates.pipeline import (
     Base,
-    adapt,
     classification,
     domain_task,
     general_documents,
@@ -53,8 +53,8 @@ def prepare_adapted(config: Config, run: Run) -> Shared:
     """The same, and one adaptation that all trials begin with."""
     conversations = open_conversations(config, run)
     base = open_base(config, run)
-    adapted = adapt(config, run, base, conversations)
-    values = {"tokenizer": _tokenizer(config, run).uri, "adapted": adapted.last.uri}
+    adapted, _ = adapted_decoder(config, run, base, conversations)
+    values = {"tokenizer": _tokenizer(config, run).uri, "adapted": adapted.uri}
     return Shared(inputs_of(config, base, conversations), values)
 
 
@@ -79,7 +79,7 @@ def fine_tuning(config: Config, trial: Trial) -> Mapping[str, float]:
     labelled = label(config, trial.run, base, conversations, config.dft)
     task = classification("dft", config, config.dft, base, labelled, base.weights)
     trained = trial.fit(task, config.dft.fit, resources=config.resources)
-    return {**trained.metrics, "latency_ms": latency_ms(task, trained.last)}
+    return {**trained.metrics, "latency_ms": latency_ms(task, trained.final)}
 
 
 def latency_ms(task: TemplateClassification, weights: Location) -> float:

@@ -80,17 +80,19 @@ def run(
     shadow: Shadow = None,
 ) -> None:
     """Serve on this machine until Ctrl-C."""
-    from heliostat.serve.local import serving
+    from heliostat.serve.local import first_key, serving
 
     config, named = split_words(words)
-    with serving(job, config, lineup_from(job, config, named, bundle, shadow)) as running:
+    lineup = lineup_from(job, config, named, bundle, shadow)
+    # Before anything can fail: a key that nobody saw would lock everybody out.
+    if (made := first_key(job, config)) is not None:
+        say(f"key    {made[0]}")
+        note(f"This is the only time that the key is shown; {made[1]} has its hash.")
+    with serving(job, config, lineup) as running:
         for line in running.versions:
             say(line)
         say(f"page   {running.address.url}/")
         say(f"API    {running.address.url}/docs")
-        if running.first_key is not None:
-            say(f"key    {running.first_key}")
-            note(f"This is the only time that the key is shown; {running.keys} has its hash.")
         address = (
             "" if running.dashboard == DEFAULT_DASHBOARD else f" --address {running.dashboard}"
         )

@@ -158,7 +158,7 @@ def _check_port(port: int, purpose: str) -> Finding:
                 "warn",
                 f"port {port} ({purpose}) is taken: {error.strerror}",
                 f"see who listens with `ss -ltnp sport = :{port}`; Ray takes the next free port "
-                "for its dashboard, an endpoint needs another --port",
+                "for its dashboard, an endpoint needs another serve.http.port=",
             )
     return Finding("ports", "ok", f"port {port} ({purpose}) is free")
 

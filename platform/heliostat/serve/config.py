@@ -29,9 +29,11 @@ class LimitsConfig:
     milliseconds, is answered with 503, unless no other waits."""
     requests_per_minute: float | None = 6000.0
     """For each key, over all replicas; null, or without keys: no limit."""
+    load_s: float = 180.0
+    """Longest time for loading bundles, seconds; then what ran before goes on."""
 
     def __post_init__(self) -> None:
-        for name in ("body_mb", "request_s", "queue", "answer_ms"):
+        for name in ("body_mb", "request_s", "queue", "answer_ms", "load_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a number above 0")
         if self.requests_per_minute is not None and self.requests_per_minute <= 0:

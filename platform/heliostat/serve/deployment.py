@@ -22,7 +22,7 @@ from heliostat.config.load import load_config
 from heliostat.config.nearest import nearest_names
 from heliostat.errors import ConfigError, UserError
 from heliostat.runs.bundle import load_bundle
-from heliostat.serve.config import OFF, ServeConfig, serve_config
+from heliostat.serve.config import OFF, LimitsConfig, ServeConfig, serve_config
 from heliostat.serve.health import Address
 from heliostat.serve.keys import read_keys
 from heliostat.serve.lineup import Lineup, lineup_of
@@ -31,6 +31,8 @@ from heliostat.storage import Location
 IMPORT_PATH = "heliostat.serve.replica:build"
 DEPLOYMENT = "endpoint"
 """Name of the deployment in every application."""
+SERVE_PORT = 8000
+"""Serve's port where nothing is said."""
 SERVE_DEFAULT = 5
 """Serve's max_ongoing_requests where nothing is said."""
 HEADROOM = 64
@@ -91,7 +93,7 @@ def check(raw: object, file: str, *, is_here: bool = True) -> Mapping[str, Any]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{file}: {where}: {first['msg']}") from None
-    port = raw.get("http_options", {}).get("port", 8000)
+    port = raw.get("http_options", {}).get("port", SERVE_PORT)
     if isinstance(port, bool) or not 0 < port < 65_536:
         raise ConfigError(f"{file}: http_options.port is {port}; expected 1 to 65535")
     if not raw["applications"]:
@@ -125,8 +127,21 @@ def address_of(description: Mapping[str, Any]) -> Address:
     http = description.get("http_options", {})
     host, certificate = http.get("host", "0.0.0.0"), http.get("ssl_certfile")
     scheme = "https" if certificate else "http"
-    url = f"{scheme}://{'127.0.0.1' if host == '0.0.0.0' else host}:{http.get('port', 8000)}"
+    url = f"{scheme}://{'127.0.0.1' if host == '0.0.0.0' else host}:{http.get('port', SERVE_PORT)}"
     return Address(url, certificate)
+
+
+def load_limit_s(description: Mapping[str, Any]) -> float:
+    """The longest time that loading the bundles of a description may take, seconds."""
+    given = [
+        serve_config(load_config(find_job(job), None, overrides, []).config).limits.load_s
+        for job, overrides in (
+            _arguments(application.get("args"))
+            for application in description["applications"]
+            if application.get("import_path") == IMPORT_PATH
+        )
+    ]
+    return max(given, default=LimitsConfig().load_s)
 
 
 def _options(config: ServeConfig, lineup: Lineup) -> dict[str, Any]:

@@ -46,6 +46,7 @@ _ERRORS = {
     "503": ("hdr retry-after 1 ", "overloaded", "no replica is ready"),
     "504": ("", "timed_out", "the answer took too long"),
 }
+_OWN_ID = 'hdr x-request-id "%[var(txn.request_id)]" '
 _OWN_PAGES = re.compile(r"^(\s*bind )\*?(:\d+)$", re.MULTILINE)
 
 
@@ -70,14 +71,16 @@ def changed(configuration: str, most: int | None, certificate: Path | None = Non
     to_replica += "" if most is None else _refusal(most)
     local = _OWN_PAGES.sub(r"\g<1>127.0.0.1\g<2>", configuration)
     shaped = _ERROR_FILE.sub(lambda found: _error(found[1]), local)
-    frontend = _FRONTEND.sub(lambda found: f"{found[1]}{listening}\n{_whole_body()}", shaped)
+    frontend = _FRONTEND.sub(
+        lambda found: f"{found[1]}{listening}\n{_name_request()}{_whole_body()}", shaped
+    )
     return _BACKEND.sub(lambda found: found[0] + to_replica, frontend)
 
 
 def _error(status: str) -> str:
     header, code, message = _ERRORS[status]
     return (
-        f"    http-error status {status} content-type application/json {header}"
+        f"    http-error status {status} content-type application/json {header}{_OWN_ID}"
         f"string '{_body(code, message)}'\n"
     )
 
@@ -85,6 +88,16 @@ def _error(status: str) -> str:
 def _body(code: str, message: str) -> str:
     content = {"error": {"code": code, "message": message, "field": None}}
     return json.dumps(content, separators=(",", ":"))
+
+
+def _name_request() -> str:
+    """Lines of the frontend after which HAProxy, the replica and the client know one id."""
+    own_id = "http-request set-var(txn.request_id)"
+    return f"""\
+    {own_id} req.hdr(x-request-id)
+    {own_id} uuid if !{{ var(txn.request_id) -m reg ^[A-Za-z0-9_.-]{{1,64}}$ }}
+    http-request set-header x-request-id %[var(txn.request_id)]
+"""
 
 
 def _whole_body() -> str:
@@ -96,14 +109,11 @@ def _whole_body() -> str:
 def _refusal(most: int) -> str:
     """Lines of a backend that refuse. `be_conn` counts the request that is looked at as well."""
     refusal = _body("overloaded", "too many requests wait")
-    own_id = "http-request set-var(txn.request_id)"
     return f"""\
-    {own_id} req.hdr(x-request-id)
-    {own_id} uuid if !{{ var(txn.request_id) -m reg ^[A-Za-z0-9_.-]{{1,64}}$ }}
     http-request set-var(txn.replicas) nbsrv
     acl too_many be_conn,sub(1),div(txn.replicas) ge {most}
     http-request return status 503 content-type application/json hdr retry-after 1 \
-hdr x-request-id "%[var(txn.request_id)]" string '{refusal}' if METH_POST too_many
+{_OWN_ID}string '{refusal}' if METH_POST too_many
 """
 
 

@@ -24,7 +24,7 @@ from heliostat.runs.manifest import MANIFEST_NAME
 from heliostat.runs.references import CHAMPION
 from heliostat.runs.registry import Place, list_versions, resolve
 from heliostat.serve import haproxy
-from heliostat.serve.config import OFF, ServeConfig, serve_config
+from heliostat.serve.config import OFF, HttpConfig, ServeConfig, serve_config
 from heliostat.serve.deployment import address_of, check, describe, most_in_flight
 from heliostat.serve.health import Address
 from heliostat.serve.keys import add_key
@@ -42,16 +42,13 @@ class Running:
     """The versions that answer, a line each."""
     dashboard: str
     """Where `heliostat serve deploy` changes it."""
-    keys: str
-    first_key: str | None
-    """The key that was made for it, when there was no key file yet."""
 
 
 @contextmanager
 def serving(job: str, overrides: Sequence[str], lineup: Lineup) -> Iterator[Running]:
     """An endpoint on a cluster of our own, for the length of the block."""
     config = serve_config(load_config(find_job(job), None, list(overrides), []).config)
-    fresh = _first_key(config.keys)
+    _check_port(config.http)
     description = describe(job, overrides, lineup)
     check(description, "this endpoint")
     # All are read when Ray's processes start. Ray runs its workers at niceness 15; a replica that
@@ -68,7 +65,7 @@ def serving(job: str, overrides: Sequence[str], lineup: Lineup) -> Iterator[Runn
         assert connection.dashboard_url is not None
         address = address_of(description)
         versions = deploy(description, connection.dashboard_url, address)
-        yield Running(address, tuple(versions), connection.dashboard_url, config.keys, fresh)
+        yield Running(address, tuple(versions), connection.dashboard_url)
     finally:
         connection.close()
 
@@ -104,11 +101,30 @@ def _free_ports(count: int) -> list[int]:
         return [int(one.getsockname()[1]) for one in sockets]
 
 
-def _first_key(keys: str) -> str | None:
-    """Make the key file with a first key where there is none; returns that key."""
+def _check_port(http: HttpConfig) -> None:
+    """Refuse a port that is taken: Ray would wait for it, or share it with whoever has it."""
+    with socket.socket() as probe:
+        # As servers do: a port that was in use a moment ago is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((http.host, http.port))
+        except OSError as error:
+            raise UserError(
+                f"the endpoint cannot listen at {http.host}:{http.port}: {error.strerror}; choose "
+                f"another port, such as serve.http.port={_free_ports(1)[0]}"
+            ) from None
+
+
+def first_key(job: str, overrides: Sequence[str]) -> tuple[str, str] | None:
+    """Make the key file of an endpoint, with a key in it, where there is none.
+
+    Returns:
+        The key, which is kept nowhere, and the file with its hash; None where nothing was made.
+    """
+    keys = serve_config(load_config(find_job(job), None, list(overrides), []).config).keys
     if keys == OFF or Location.of(keys).exists():
         return None
-    return add_key(Location.of(keys), "first")
+    return add_key(Location.of(keys), "first"), keys
 
 
 @dataclass(frozen=True)

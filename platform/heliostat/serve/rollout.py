@@ -16,12 +16,12 @@ from typing import Any
 
 from heliostat.cluster.ray_cluster import present_token
 from heliostat.errors import Fault, UserError
-from heliostat.serve.deployment import DEPLOYMENT, IMPORT_PATH
+from heliostat.serve.deployment import DEPLOYMENT, IMPORT_PATH, SERVE_PORT, load_limit_s
 from heliostat.serve.health import Address, is_local
 
 POLL_S = 0.25
-START_LIMIT_S = 180.0
-LINEUP_LIMIT_S = 120.0
+START_S = 60.0
+"""What a replica may take to start, beside loading its bundles."""
 BAD = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
@@ -43,19 +43,23 @@ def deploy(description: Mapping[str, Any], dashboard: str, address: Address | No
     """
     client = _client(dashboard)
     names = [str(application["name"]) for application in description["applications"]]
-    found = client.get_serve_details()["applications"]
+    details = client.get_serve_details()
+    _check_http(details.get("http_options"), description.get("http_options", {}), dashboard)
+    found = details["applications"]
+    # All of them: what is not in the description ends with it.
     before = [
-        found[name]["deployed_app_config"]
-        for name in names
-        if found.get(name, {}).get("status") == "RUNNING" and found[name]["deployed_app_config"]
+        state["deployed_app_config"]
+        for state in found.values()
+        if state["status"] == "RUNNING" and state["deployed_app_config"]
     ]
+    load_s = load_limit_s(description)
     stamps = {name: state["last_deployed_time_s"] for name, state in found.items()}
     goal = uuid.uuid4().hex
     _put(client, _with_id(description, goal), dashboard)
     try:
         _wait(
             lambda: _is_running(client, names, stamps),
-            START_LIMIT_S,
+            START_S + load_s,
             "did not start; is there room for it, and for a new replica beside each old one "
             "(serve.surge)?",
         )
@@ -66,15 +70,29 @@ def deploy(description: Mapping[str, Any], dashboard: str, address: Address | No
         name = str(ours[0]["name"])
         _wait(
             lambda: _agree(_replicas(client, name), address, goal),
-            LINEUP_LIMIT_S,
-            "did not take the new versions",
+            load_s,
+            "did not take the new versions; give it longer with serve.limits.load_s",
         )
         return address.health().lines
     except Fault as fault:
-        if len(before) < len(names):
+        if not before:
             raise
         _put(client, {**description, "applications": before}, dashboard)
         raise Fault(f"{fault}; what ran before goes on answering") from None
+
+
+def _check_http(
+    running: Mapping[str, Any] | None, wanted: Mapping[str, Any], dashboard: str
+) -> None:
+    """Refuse another port or certificate than Serve runs with: it would go on with its own."""
+    for name in ("port", "ssl_keyfile", "ssl_certfile"):
+        default = SERVE_PORT if name == "port" else None
+        if running and (running.get(name, default)) != (wanted.get(name, default)):
+            raise UserError(
+                f"http_options.{name} is {wanted.get(name, default)}, but Serve on the cluster at "
+                f"{dashboard} runs with {running.get(name, default)} and cannot change it; leave "
+                "it, or end Serve first (serve shutdown)"
+            )
 
 
 def is_here(dashboard: str) -> bool:

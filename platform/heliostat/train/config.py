@@ -102,7 +102,8 @@ class EvaluationConfig:
     mode: str = field(default="min", metadata={"choices": ("min", "max")})
     """Whether the best is the lowest or the highest."""
     patience: int | None = None
-    """Stop after this many evaluations without improvement; null: never."""
+    """Stop after this many evaluations without improvement, and give back the best weights instead
+    of the last; null: never."""
 
     def __post_init__(self) -> None:
         for name in ("every", "batch", "patience"):

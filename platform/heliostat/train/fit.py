@@ -45,6 +45,8 @@ class FitResult:
     """Wall-clock time of the attempt that finished it, start of the workers included."""
     samples_left_out: int
     """Samples of the last, incomplete batch."""
+    stops_early: bool
+    """Whether it was to stop where its evaluations no longer improve."""
 
     @property
     def last(self) -> Location:
@@ -59,6 +61,11 @@ class FitResult:
     def at_step(self, step: int) -> Location:
         """Weights after the evaluation at `step`, with `checkpoint.weights_at_evaluations`."""
         return self.folder / "weights" / tag_of(step)
+
+    @property
+    def final(self) -> Location:
+        """What the training is for: the last weights, or where it stops early the best."""
+        return self.best if self.stops_early else self.last
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -131,6 +138,7 @@ def fit(
         outcome=Outcome(**done["outcome"]),
         seconds=done["seconds"],
         samples_left_out=done["samples_left_out"],
+        stops_early=config.evaluation.patience is not None,
     )
 
 

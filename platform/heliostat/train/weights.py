@@ -99,7 +99,8 @@ def write_weights(
     """Write `model.safetensors`, then `about.json`; replaces what was there."""
     with tempfile.TemporaryDirectory(prefix="heliostat-weights-") as scratch:
         path = Path(scratch) / FILE
-        save_file(dict(tensors), path)
+        # Readers of Hugging Face folders ask which framework wrote them.
+        save_file(dict(tensors), path, metadata={"format": "pt"})
         (folder / FILE).upload(path)
     (folder / ABOUT).write_text(json.dumps(dict(about), sort_keys=True))
 

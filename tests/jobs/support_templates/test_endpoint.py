@@ -16,6 +16,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,21 @@ def test_suggestions_are_ranked_probabilities_with_titles(served: Served) -> Non
 
 def test_retired_templates_are_masked_and_the_rest_renormalised(served: Served) -> None:
     _, model = served.ask("/v1/support/model")
-    assert model["masked_templates"] > 0
+    listed = json.loads((served.folder / "one" / "templates.json").read_text())
+    now = datetime.now(UTC)
+    retired = {
+        name
+        for name, one in listed.items()
+        if one["retired_at"] is not None and datetime.fromisoformat(one["retired_at"]) <= now
+    }
+    assert model["masked_templates"] == len(retired) > 0
+    seen = {
+        one["template_id"]
+        for word in WORDS
+        for one in served.suggest(word, k=20, min_probability=0.0)["suggestions"]
+    }
+    assert seen
+    assert not seen & retired
     everything = served.suggest(k=20, min_probability=0.0)["suggestions"]
     names = [one["template_id"] for one in everything]
     used = names[:2]
@@ -292,6 +308,69 @@ def test_a_cluster_elsewhere_is_waited_for_where_it_is_said_where_it_answers(one
     assert "--endpoint URL" in done.stderr
 
 
+def test_another_port_than_serve_runs_with_is_refused_at_once(one: Served) -> None:
+    began = time.monotonic()
+    done = one.deploy("two", settings=["serve.http.port=1234"])
+    assert done.returncode == 2
+    assert "http_options.port is 1234, but Serve" in done.stderr
+    assert time.monotonic() - began < 60
+    assert one.suggest()["model_version"] == one.versions["one"]
+
+
+def test_what_ran_before_comes_back_when_an_endpoint_of_another_name_does_not_start(
+    one: Served,
+) -> None:
+    write_support_bundle(one.folder / "unread", 9, redactor_version="0")
+    words = [*one.settings, "--bundle", "unread"]
+    assert one.heliostat("serve", "build", "support_templates", *words).returncode == 0
+    file = one.folder / "serve.yaml"
+    file.write_text(file.read_text().replace("name: support_templates", "name: renamed"))
+    done = one.heliostat("serve", "deploy", "serve.yaml", "--address", one.dashboard)
+    assert done.returncode == 1, done.stderr
+    until = time.monotonic() + 90
+    while one.ask("/v1/support/model")[0] != 200:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert one.suggest()["model_version"] == one.versions["one"]
+
+
+def test_a_port_that_is_taken_is_named_and_the_first_key_was_shown(served: Served) -> None:
+    words = [served.settings[0], "serve.keys=others.json", "--bundle", "one"]
+    done = served.heliostat("serve", "support_templates", *words)
+    assert done.returncode == 2
+    assert "cannot listen at 127.0.0.1:" in done.stderr
+    assert "serve.http.port=" in done.stderr
+    assert done.stdout.startswith("key    hs_")
+    assert (served.folder / "others.json").is_file()
+
+
+def test_an_overload_is_refused_with_when_to_come_again(one: Served) -> None:
+    # Nobody who finds another waiting can be answered within this.
+    assert one.deploy("one", settings=["serve.limits.answer_ms=0.001"]).returncode == 0
+    found: list[tuple[int, str, str]] = []
+
+    def client(number: int) -> None:
+        for turn in range(8):
+            body = json.dumps(conversation(f"a fee of {number} in {turn}")).encode()
+            request = urllib.request.Request(
+                f"{one.url}/v1/support/suggest",
+                body,
+                {"content-type": "application/json", "authorization": f"Bearer {one.key}"},
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    found.append((answer.status, "", ""))
+            except urllib.error.HTTPError as error:
+                code = json.load(error)["error"]["code"]
+                found.append((error.code, code, error.headers["retry-after"]))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(client, range(16)))
+    assert {status for status, _, _ in found} == {200, 503}
+    assert {code for status, code, _ in found if status == 503} == {"overloaded"}
+    assert all(int(after) >= 1 for status, _, after in found if status == 503)
+
+
 def test_the_same_bundle_given_again_is_read_again(one: Served) -> None:
     moved = one.folder / "moved"
     shutil.copytree(one.folder / "one", moved)
@@ -435,9 +514,19 @@ def test_clients_that_hang_up_free_their_places(served: Served) -> None:
         f"authorization: Bearer {served.key}\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n"
     ).encode()
-    for _ in range(200):
-        with socket.create_connection((host, int(port)), timeout=30) as connection:
-            connection.sendall(head + body)
+    gone = re.compile(r'requests_total\{.*code="client_gone".*status="499".*\} (\S+)')
+
+    def left() -> float:
+        return sum(float(count) for count in gone.findall(served.metrics()))
+
+    before, deadline = left(), time.monotonic() + 120
+    while left() - before < 100:
+        assert time.monotonic() < deadline
+        with ExitStack() as stack:
+            for _ in range(48):
+                connection = socket.create_connection((host, int(port)), timeout=30)
+                stack.enter_context(connection)
+                connection.sendall(head + body)
     began = time.monotonic()
     assert served.suggest()["suggestions"]
     assert time.monotonic() - began < 10

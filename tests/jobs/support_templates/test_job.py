@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,15 +14,19 @@ import torch
 
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
-from heliostat.errors import BundleError
+from heliostat.errors import BundleError, ConfigError, UserError
 from heliostat.runs.bundle import load_bundle, verify_bundle
 from heliostat.runs.export import export_bundle
 from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
 from heliostat.storage import Location
+from heliostat.train.weights import load_weights
+from jobs.pretrained.hf_folder import read_decoder_config
 from jobs.support_templates.bundle import open_classifier
+from jobs.support_templates.claim import claim
 from jobs.support_templates.config import Config
 from jobs.support_templates.job import run as run_job
+from models.decoder import DecoderLM
 
 SMALL = [
     "data.simulator.unlabelled_cases=300",
@@ -45,13 +52,13 @@ class Finished:
         self.folder, self.summary = folder, summary
 
 
-def execute(out: Path) -> Finished:
-    """Run the small job under a fixed name; a second call goes on with the same run."""
-    loaded = load_config(find_job("support_templates"), "quick", SMALL)
+def execute(out: Path, name: str = "small", more: Sequence[str] = ()) -> Finished:
+    """Run the small job under a name; a second call goes on with the same run."""
+    loaded = load_config(find_job("support_templates"), "quick", [*SMALL, *more])
     with Run.open_or_create(
         Location.of(out),
         "support_templates",
-        name="small",
+        name=name,
         resolved_yaml=loaded.resolved_yaml,
         digest=loaded.digest,
         seed=0,
@@ -153,6 +160,70 @@ def test_the_export_gives_equal_logits_in_transformers(finished: Finished, tmp_p
 def test_no_prepared_text_or_token_holds_a_raw_value(finished: Finished) -> None:
     log = "\n".join((finished.folder / name).read_text() for name in ("config.yaml", "result.json"))
     assert "@example." not in log
+
+
+def test_the_adapted_decoder_is_fine_tuned_again_without_another_adaptation(
+    finished: Finished, out: Path
+) -> None:
+    adapted = (finished.folder / "adapted").local_path
+    again = execute(out, "again", [f"model.source={adapted}", "adapted=true"])
+    stages = {file.stem for file in (again.folder / "stages").local_path.glob("*.json")}
+    assert {"labels", "dft"} <= stages
+    assert not stages & {"general", "dapt"}
+    before, after = (
+        json.loads((folder / "result.json").read_text())["metrics"]
+        for folder in (finished.folder, again.folder)
+    )
+    for name in ("top1", "top3", "top5", "loss"):
+        assert after[name] == before[name]
+    assert "dapt_loss" in before
+    assert "dapt_loss" not in after
+
+
+def test_transformers_reads_the_adapted_decoder(finished: Finished) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = (finished.folder / "adapted").local_path
+    codec = AutoTokenizer.from_pretrained(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.tensor([codec.encode("my card was declined, please help")])
+    ours = DecoderLM(read_decoder_config(folder), torch.Generator()).eval()
+    load_weights(ours, finished.folder / "stages" / "dapt" / "weights" / "last")
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(ids).logits, ours(ids), rtol=0, atol=1e-5)
+
+
+def test_a_decoder_adapted_with_another_redactor_is_refused(
+    finished: Finished, out: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "adapted"
+    shutil.copytree((finished.folder / "adapted").local_path, other)
+    about = json.loads((other / "about.json").read_text())
+    (other / "about.json").write_text(json.dumps({**about, "redactor_version": "0"}))
+    words = [f"model.source={other}", "adapted=true"]
+    with pytest.raises(UserError, match="adapted to transcripts of redactor 0"):
+        execute(out, "other", words)
+    (other / "about.json").unlink()
+    with pytest.raises(UserError, match="not the folder `adapted`"):
+        execute(out, "nameless", words)
+
+
+def test_an_adapted_decoder_must_be_named() -> None:
+    with pytest.raises(ConfigError, match="an earlier run, model"):
+        load_config(find_job("support_templates"), "quick", ["adapted=true"])
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["model.source=/somewhere"], "two sizes from random"),
+        (["data.cases=a.parquet", "data.templates=b.parquet"], "what the simulator planted"),
+    ],
+)
+def test_a_claim_that_cannot_be_measured_is_refused(words: list[str], reason: str) -> None:
+    config = load_config(find_job("support_templates"), None, words).config
+    with pytest.raises(ConfigError, match=reason):
+        claim(config, cast(Run, None))
 
 
 def test_starting_a_finished_run_again_trains_nothing(finished: Finished, out: Path) -> None:

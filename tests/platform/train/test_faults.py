@@ -130,6 +130,7 @@ def test_early_stopping_ends_in_time_and_keeps_the_weights_of_every_evaluation(
         assert (result.at_step(step) / "model.safetensors").exists()
     kept, of_best = read_weights(result.best), read_weights(result.at_step(best))
     assert all(bool((kept[name] == of_best[name]).all()) for name in kept)
+    assert result.final == result.best
 
 
 def test_a_full_disk_while_training_is_told_and_training_goes_on(
