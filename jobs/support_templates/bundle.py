@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 
 from heliostat.data.table import Table
-from heliostat.errors import BundleError
+from heliostat.errors import BundleError, ConfigError
 from heliostat.runs.bundle import Bundle, save_bundle
 from heliostat.runs.canonical import fingerprint
 from heliostat.runs.card import Card
@@ -54,6 +54,17 @@ class TemplateClassifier:
     temperature: float
     templates: Mapping[str, Template]
     redactor_version: str
+
+    def with_window(self, max_tokens: int | None) -> TemplateClassifier:
+        """The same with another longest context; with None as it is."""
+        if max_tokens is None:
+            return self
+        if max_tokens > self.decoder.max_positions:
+            raise ConfigError(
+                f"suggest.max_tokens is {max_tokens}, but this decoder reads "
+                f"{self.decoder.max_positions} tokens at most"
+            )
+        return replace(self, context=replace(self.context, max_tokens=max_tokens))
 
 
 def save_classifier(

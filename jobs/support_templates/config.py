@@ -217,12 +217,16 @@ class SuggestConfig:
     """Pairs of advocate and case, of 10,000, that see no suggestions, to measure what they save."""
     holdout_salt: str = "heliostat-holdout"
     """Salt of the hash that chooses them; another salt is another holdout."""
+    max_tokens: int | None = None
+    """Longest context; null: that of the bundle's training."""
     temperature: float | None = None
     """What logits are divided by; null: what the bundle was calibrated with."""
     min_probability: float = 0.0
     """Suggestions less probable than this are left out, where a request does not say."""
 
     def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(f"max_tokens is {self.max_tokens}; expected 1 or more, or null")
         if self.temperature is not None and self.temperature <= 0:
             raise ConfigError(f"temperature is {self.temperature}; expected above 0, or null")
         if not 0 <= self.min_probability <= 1:

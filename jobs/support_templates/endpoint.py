@@ -96,6 +96,7 @@ class SupportEndpoint:
             bundle,
             self._templates,
             temperature=self._config.temperature,
+            max_tokens=self._config.max_tokens,
             device=self._device,
         )
         found = model.read([Message(0, "customer", "Hello, my name is Ann. How do I pay?")])

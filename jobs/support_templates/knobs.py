@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -45,11 +44,7 @@ def measure_bundle(config: Config, trial: Trial) -> Mapping[str, float]:
     is no hit either: accuracy falls as the list gets shorter, and `shown` says how short.
     """
     classifier = open_classifier(load_bundle(trial.bundle, KIND))
-    context = replace(
-        classifier.context,
-        max_tokens=config.dft.context.max_tokens,
-        last_message_only=config.dft.context.last_message_only,
-    )
+    context = classifier.with_window(config.suggest.max_tokens).context
     table = labelled_samples(
         open_conversations(config, trial.run).redacted,
         "validation",

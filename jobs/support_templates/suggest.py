@@ -72,6 +72,7 @@ class SuggestionModel:
         bundle: Bundle,
         templates: Callable[[], Mapping[str, Template]] | None,
         temperature: float | None = None,
+        max_tokens: int | None = None,
         device: str = "cpu",
     ) -> None:
         """Open a version.
@@ -80,9 +81,10 @@ class SuggestionModel:
             bundle: of the job.
             templates: gives today's templates; None for those of the bundle.
             temperature: what logits are divided by; None for what the bundle says.
+            max_tokens: longest context; None for what the bundle says.
             device: where the model computes.
         """
-        found: TemplateClassifier = open_classifier(bundle)
+        found: TemplateClassifier = open_classifier(bundle).with_window(max_tokens)
         self.classifier = found if temperature is None else replace(found, temperature=temperature)
         self._device = device
         self.classifier.model.to(device)

@@ -130,13 +130,9 @@ TRIALS = {
     "measure": TrialKind(
         shared=prepare_conversations,
         trial=measure_bundle,
-        keys=(
-            "dft.context.max_tokens",
-            "dft.context.last_message_only",
-            "suggest.temperature",
-            "suggest.min_probability",
-        ),
+        keys=("suggest.max_tokens", "suggest.temperature", "suggest.min_probability"),
         metrics=BUNDLE_METRICS,
         uses_bundle=True,
+        is_served=True,
     ),
 }

@@ -98,6 +98,9 @@ class TrialKind:
     config gives one worker."""
     uses_bundle: bool = False
     """Whether trials need `sweep.bundle`."""
+    is_served: bool = False
+    """Whether the job's endpoint reads the keys of these trials: the best of them is served as it
+    is, where other kinds are trained next."""
 
     @property
     def trains(self) -> bool:

@@ -199,7 +199,11 @@ def _finish(
             "table": (run.folder / TABLE).uri,
             "best config": file.uri,
         },
-        next_command=f"heliostat train {job.job} --config {shown_path}/{file.name}",
+        next_command=(
+            f"heliostat serve {job.job} {job.bundle} {spelled(best.values)}"
+            if job.kind.is_served
+            else f"heliostat train {job.job} --config {shown_path}/{file.name}"
+        ),
         notes=tuple(notes),
     )
 

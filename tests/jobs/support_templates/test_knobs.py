@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support_bundle import MAX_TOKENS, write_support_bundle
+from support_bundle import write_support_bundle
 
 from heliostat.config.resources import TrackerConfig
 from heliostat.runs.run import Run
@@ -35,16 +35,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, fl
     folder = tmp_path_factory.mktemp("knobs")
     write_support_bundle(folder / "bundle", seed=1)
     base = Config(data=DataConfig(simulator=SIMULATION))
-    base = replace(base, dft=replace(base.dft, context=replace(base.dft.context, max_tokens=96)))
     configs = {
         "as trained": base,
-        "short": replace(
-            base, dft=replace(base.dft, context=replace(base.dft.context, max_tokens=8))
-        ),
+        "short": replace(base, suggest=replace(base.suggest, max_tokens=8)),
         "flat": replace(base, suggest=replace(base.suggest, temperature=50.0)),
         "silent": replace(base, suggest=replace(base.suggest, min_probability=1.0)),
     }
-    assert MAX_TOKENS == 96
     figures = {}
     for name, config in configs.items():
         with run_in(folder / "runs", name.replace(" ", "-")) as run:

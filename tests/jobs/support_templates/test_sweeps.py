@@ -94,7 +94,7 @@ def test_knobs_of_a_bundle_are_swept_without_training(tmp_path: Path) -> None:
     output = sweep(
         tmp_path, "sweep=knobs", f"sweep.bundle={tmp_path / 'bundle'}", "--run", "knobs",
         "sweep.space.suggest.min_probability.choice=[0.0, 0.02]",
-        "sweep.space.dft.context.max_tokens.choice=[32, 96]",
+        "sweep.space.suggest.max_tokens.choice=[32, 96]",
     )  # fmt: skip
     rows = pq.read_table(tmp_path / "knobs" / "sweep.parquet").to_pylist()
     assert len(rows) == 4
@@ -103,3 +103,4 @@ def test_knobs_of_a_bundle_are_swept_without_training(tmp_path: Path) -> None:
     assert any(row["is_unbeaten"] for row in rows)
     assert "unbeaten" in output
     assert not list((tmp_path / "knobs").glob("**/checkpoints"))
+    assert f"next: heliostat serve support_templates {tmp_path / 'bundle'} suggest." in output
