@@ -10,9 +10,10 @@ import pytest
 import torch
 from support_bundle import write_support_bundle
 
-from heliostat.errors import BundleError
+from heliostat.errors import BundleError, ConfigError
 from heliostat.runs.bundle import load_bundle
 from jobs.support_templates.bundle import open_classifier
+from jobs.support_templates.data.rows import Message
 from jobs.support_templates.label_map import LabelMap
 from jobs.support_templates.suggest import Scores, SuggestionModel, agreement
 from models.metrics import masked_probabilities
@@ -78,3 +79,16 @@ def test_nothing_is_ranked_where_nothing_is_allowed(model: SuggestionModel) -> N
     label_map = model.classifier.label_map
     logits = np.zeros(len(label_map), np.float32)
     assert model.rank(Scores(logits, label_map), label_map.labels).template_ids == ()
+
+
+def test_a_shorter_window_than_that_of_training_is_served_and_a_longer_than_the_decoder_refused(
+    tmp_path: Path,
+) -> None:
+    write_support_bundle(tmp_path / "one", 1)
+    bundle = load_bundle(str(tmp_path / "one"))
+    messages = [Message(0, "customer", "where is my card " * 40), Message(1, "customer", "please")]
+    found = SuggestionModel(bundle, None, max_tokens=16).read(messages)
+    assert found is not None
+    assert len(found.window.tokens) <= 16
+    with pytest.raises(ConfigError, match="reads 128 tokens at most"):
+        SuggestionModel(bundle, None, max_tokens=129)
