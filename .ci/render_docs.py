@@ -72,6 +72,16 @@ def claim_block(claim: dict[str, object]) -> str:
             for name in columns
         ]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    fewer = {arm: row for arm, row in summary.items() if "loss_nats" in row and arm not in rows}
+    if fewer:
+        lines += [
+            "",
+            f"| measured on fewer seeds | seeds | {' | '.join(columns.values())} |",
+            f"| --- | ---: |{' ---: |' * len(columns)}",
+        ]
+    for arm, row in fewer.items():
+        cells = [f"{row[name]['mean']:.4g}" if name in row else "" for name in columns]
+        lines.append(f"| {arm} | {row['loss_nats']['seeds']} | " + " | ".join(cells) + " |")
     real = [item["name"] for item in inputs if item["origin"] == "real"]
     made = [item["name"] for item in inputs if item["origin"] == "generated"]
     lines += [

@@ -39,7 +39,7 @@ from jobs.mla_moe.arms import (
     sharding_name,
     shardings,
 )
-from jobs.mla_moe.claim_criteria import EXPORT, criteria
+from jobs.mla_moe.claim_criteria import EXPORT, best_widths, criteria
 from jobs.mla_moe.claim_report import write_claim_report
 from jobs.mla_moe.config import Config
 from jobs.mla_moe.data import Corpus, open_corpus
@@ -72,13 +72,21 @@ def claim(config: Config, run: Run) -> RunSummary:
     seeds = config.claim.seeds
     planned = [arm for seed in seeds for arm in arms(config, seed)]
     points = [arm for seed in seeds[: config.claim.curve_seeds] for arm in curve(config, seed)]
-    figures = in_parallel(
-        lambda arm: measured.of(
+
+    def measure(arm: Arm) -> Measurement:
+        return measured.of(
             arm.name, arm.config.seed, _decides(arm, corpus), lambda: _figures(arm, run, corpus)
-        ),
-        planned + points,
-        at_a_time=config.claim.parallel,
-    )
+        )
+
+    figures = in_parallel(measure, planned + points, at_a_time=config.claim.parallel)
+    tuned = best_widths(config, figures)
+    if tuned is not None and tuned.arm != METHOD:
+        others = [arm for seed in tuned.judged_on for arm in curve(config, seed)]
+        figures += in_parallel(
+            measure,
+            [arm for arm in others if arm.name == tuned.arm],
+            at_a_time=config.claim.parallel,
+        )
     figures += _trajectories(config, run, corpus, measured)
     figures += _exports(
         [arm for arm in planned if arm.config.seed == seeds[0]], run, corpus, measured
@@ -90,7 +98,7 @@ def claim(config: Config, run: Run) -> RunSummary:
         method=METHOD,
         baselines=tuple(dict.fromkeys(arm.name for arm in planned if arm.name != METHOD)),
         measurements=tuple(figures),
-        criteria=tuple(criteria(figures)),
+        criteria=tuple(criteria(figures, tuned)),
         inputs=corpus.inputs,
         command="heliostat claim mla_moe",
         seconds=run.seconds,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from heliostat.runs.claim import ClaimResult, summarise
+from heliostat.runs.claim import ClaimResult, Spread, summarise
 from heliostat.runs.plots import AxisLabels, Curve, plot_bars, plot_lines
 from heliostat.runs.report import Report
 from heliostat.runs.run import Run
@@ -100,7 +101,9 @@ def write_claim_report(run: Run, result: ClaimResult, config: Config) -> Locatio
     )
     rows = _cache_rows(result, config)
     report.table(
-        ("attention", "cache, bytes a token", "loss"), rows, caption="Points of the curve."
+        ("attention", "cache, bytes a token", "loss"),
+        rows,
+        caption="Points of the curve, on its seeds.",
     )
     return report.write(run.artefact("report"))
 
@@ -108,10 +111,11 @@ def write_claim_report(run: Run, result: ClaimResult, config: Config) -> Locatio
 def plot_cache(result: ClaimResult, config: Config) -> bytes:
     """Loss over bytes a token, for every rotary width and for plain heads."""
     curves = {}
+    summary = _on_curve_seeds(result, config)
     for rotary in config.claim.rotary_widths:
         names = [_point_name(config, latent, rotary) for latent in config.claim.latent_widths]
-        curves[f"latent, rotary {rotary}"] = _curve(result, names)
-    curves["plain heads"] = _curve(result, (MQA, GQA, MHA))
+        curves[f"latent, rotary {rotary}"] = _curve(summary, names)
+    curves["plain heads"] = _curve(summary, (MQA, GQA, MHA))
     shown = {name: one for name, one in curves.items() if one.x}
     labels = AxisLabels("cache, bytes a token in float32", "loss, nats a token")
     return plot_lines(shown, "Loss against cache", labels)
@@ -123,8 +127,14 @@ def _point_name(config: Config, latent: int, rotary: int) -> str:
     return METHOD if is_method else curve_name(latent, rotary)
 
 
-def _curve(result: ClaimResult, names: Sequence[str]) -> Curve:
-    summary = summarise(result)
+def _on_curve_seeds(result: ClaimResult, config: Config) -> Mapping[str, Mapping[str, Spread]]:
+    """The summary over the seeds that have every point of the curve."""
+    seeds = config.claim.seeds[: config.claim.curve_seeds] or config.claim.seeds
+    kept = tuple(item for item in result.measurements if item.seed in seeds)
+    return summarise(replace(result, measurements=kept))
+
+
+def _curve(summary: Mapping[str, Mapping[str, Spread]], names: Sequence[str]) -> Curve:
     rows = [summary[name] for name in names if name in summary]
     return Curve(
         [row["cache_bytes_per_token"].mean for row in rows], [row["loss_nats"].mean for row in rows]
@@ -132,7 +142,7 @@ def _curve(result: ClaimResult, names: Sequence[str]) -> Curve:
 
 
 def _cache_rows(result: ClaimResult, config: Config) -> list[tuple[str, float, float]]:
-    summary = summarise(result)
+    summary = _on_curve_seeds(result, config)
     names = [
         _point_name(config, latent, rotary)
         for latent in config.claim.latent_widths

@@ -20,7 +20,7 @@ from heliostat.storage import Location
 from heliostat.train.weights import write_weights
 from jobs.mla_moe import arms
 from jobs.mla_moe.claim import STATEMENT, claim
-from jobs.mla_moe.claim_criteria import criteria
+from jobs.mla_moe.claim_criteria import Tuned, best_widths, criteria
 from jobs.mla_moe.claim_report import write_claim_report
 from jobs.mla_moe.config import Config
 from jobs.mla_moe.export_check import YARN, export_difference
@@ -32,6 +32,7 @@ CONFIG = load_config(find_job("mla_moe"), None, []).config
 assert isinstance(CONFIG, Config)
 ARMS = {arm.name: arm for arm in arms.arms(CONFIG, 1)}
 CURVE = {arm.name: arm for arm in arms.curve(CONFIG, 1)}
+TUNED = arms.curve_name(48, 16)
 
 
 def measurements(**changes: float) -> list[Measurement]:
@@ -58,12 +59,8 @@ def measurements(**changes: float) -> list[Measurement]:
     for seed in (1, 2, 3):
         for name in ARMS:
             own = {**figures, **special.get(name, {})}
-            own |= {
-                key.split("||")[1]: value
-                for key, value in changes.items()
-                if key.split("||")[0] == name
-            }
-            found.append(Measurement(name, seed, own))
+            found.append(Measurement(name, seed, {**own, **_changed(name, changes)}))
+        found.append(Measurement(TUNED, seed, {**figures, **_changed(TUNED, changes)}))
     worst = {
         "sharding, 2 workers, ZeRO 1": ("largest_loss_difference", 1e-6),
         "sharding without a choice, 2 workers, ZeRO 1": ("largest_loss_difference", 1e-6),
@@ -76,8 +73,15 @@ def measurements(**changes: float) -> list[Measurement]:
     return found
 
 
+def _changed(arm: str, changes: dict[str, float]) -> dict[str, float]:
+    return {
+        key.split("||")[1]: value for key, value in changes.items() if key.split("||")[0] == arm
+    }
+
+
 def judged(**changes: float) -> dict[str, Criterion]:
-    return {criterion.name: criterion for criterion in criteria(measurements(**changes))}
+    found = criteria(measurements(**changes), Tuned(TUNED, (2, 3)))
+    return {criterion.name: criterion for criterion in found}
 
 
 def test_every_letter_of_the_acceptance_is_judged_and_can_hold() -> None:
@@ -91,6 +95,7 @@ def test_every_letter_of_the_acceptance_is_judged_and_can_hold() -> None:
     [
         (arms.MHA, "loss_nats", 1.25, "A-multi-head"),
         (arms.MQA, "loss_nats", 1.30, "A-multi-query"),
+        (TUNED, "loss_nats", 1.316, "A-tuned"),
         (arms.GQA, "parameters", 1_900_000.0, "A-parameters"),
         (arms.METHOD, "cache_bytes_per_token", 1800.0, "A-cache"),
         (arms.CONVENTIONAL, "loss_nats", 1.315, "B-fine-grained"),
@@ -113,6 +118,19 @@ def test_every_letter_of_the_acceptance_is_judged_and_can_hold() -> None:
 )
 def test_each_criterion_can_fail(arm: str, figure: str, value: float, broken: str) -> None:
     assert not judged(**{f"{arm}||{figure}": value})[broken].holds
+
+
+def test_the_widths_are_chosen_on_the_seeds_of_the_curve_and_judged_on_the_others() -> None:
+    losses = {name: 1.31 + 0.01 * place for place, name in enumerate([arms.METHOD, *CURVE])}
+    best = list(CURVE)[3]
+    found = [
+        Measurement(name, seed, {"loss_nats": loss if name != best or seed > 1 else 1.2})
+        for name, loss in losses.items()
+        for seed in (1, 2, 3)
+    ]
+    assert best_widths(CONFIG, found) == Tuned(best, (2, 3))
+    everywhere = dataclasses.replace(CONFIG.claim, curve_seeds=3)
+    assert best_widths(dataclasses.replace(CONFIG, claim=everywhere), found) is None
 
 
 def test_the_development_seed_is_not_among_the_seeds() -> None:
@@ -177,7 +195,7 @@ def test_shardings_are_nine_and_share_experts_in_three() -> None:
 def test_the_report_shows_every_arm_and_the_curve(tmp_path: Path) -> None:
     figures = measurements()
     latent = {"loss_nats": 1.31, "cache_bytes_per_token": 1024.0}
-    figures += [Measurement(name, 1, latent) for name in CURVE]
+    figures += [Measurement(name, 1, latent) for name in CURVE if name != TUNED]
     result = ClaimResult(
         job="mla_moe",
         statement=STATEMENT,
@@ -185,7 +203,7 @@ def test_the_report_shows_every_arm_and_the_curve(tmp_path: Path) -> None:
         method=arms.METHOD,
         baselines=tuple(name for name in ARMS if name != arms.METHOD),
         measurements=tuple(figures),
-        criteria=tuple(criteria(figures)),
+        criteria=tuple(criteria(figures, None)),
         inputs=(Input("text", "real", "sources", "PSF-2.0"),),
         command="heliostat claim mla_moe",
         seconds=1.0,
