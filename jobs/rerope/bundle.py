@@ -16,7 +16,9 @@ from heliostat.runs.bundle import Bundle, save_bundle
 from heliostat.runs.card import Card
 from heliostat.runs.inputs import Input
 from heliostat.runs.run import Run
+from heliostat.serve.generation.hf_codec import HfCodec
 from heliostat.storage import Location
+from jobs.pretrained.hf_bundle import open_language_model
 from jobs.rerope.shapes import LanguageModel, Shape, blank, shape_from_json, shape_to_json
 from jobs.rerope.tasks import Variant
 from models.positions import LogN, PositionScheme
@@ -109,6 +111,34 @@ def open_model(bundle: Bundle) -> RotaryModel:
         log_n=cast(LogN, recorded["log_n"]),
         training_scheme=str(recorded["training_scheme"]["name"]),
     )
+
+
+def open_checkpoint(bundle: Bundle, trained_length: int | None) -> tuple[RotaryModel, HfCodec]:
+    """A checkpoint in Hugging Face layout as a model to be read under any scheme.
+
+    Args:
+        bundle: of language_model.
+        trained_length: L; None for the longest text that its config allows.
+
+    Raises:
+        BundleError: Its positions are not plain rotary ones.
+    """
+    found = open_language_model(bundle)
+    decoder = found.decoder
+    if decoder.latent is not None or decoder.yarn is not None:
+        raise BundleError(
+            f"{bundle.source} has latent attention or frequencies that were changed already: "
+            "schemes need plain rotary attention; serve it with language_model"
+        )
+    rotary = RotaryModel(
+        name=found.name,
+        model=found.model,
+        shape=decoder,
+        train_length=trained_length or decoder.max_positions,
+        log_n="none",
+        training_scheme="rope",
+    )
+    return rotary, found.codec
 
 
 def _card(

@@ -15,6 +15,8 @@ from heliostat.sweep.config import SweepConfig
 from heliostat.train.config import FitConfig
 from heliostat.train.preflight import check_config
 
+SERVED_KINDS = ("rerope", "language_model")
+"""Models that were trained here, and any rotary checkpoint."""
 COLLECTIONS = ("standard_library", "transformers")
 BACKBONES = ("transformer", "gau")
 SCHEMES = (

@@ -27,6 +27,7 @@ from heliostat.serve.contract import Example, Page
 from heliostat.serve.errors import ApiError
 from heliostat.serve.generation.byte_codec import ByteCodec
 from heliostat.serve.generation.config import GenerationConfig
+from heliostat.serve.generation.contract import Codec
 from heliostat.serve.generation.engine import Engine, Generation
 from heliostat.serve.generation.intake import Chosen, LanguageService
 from heliostat.serve.generation.native_routes import describe, timing_of
@@ -36,7 +37,8 @@ from heliostat.serve.generation.request import Finished, Produced, Request, Samp
 from heliostat.serve.generation.served import NamedModel, ServedLanguageModel
 from heliostat.serve.generation.wire import LanguageRoute, stream
 from heliostat.serve.service import Service
-from jobs.rerope.bundle import RotaryModel, open_model
+from jobs.pretrained import hf_bundle
+from jobs.rerope.bundle import RotaryModel, open_checkpoint, open_model
 from jobs.rerope.config import Config
 from jobs.rerope.endpoint_types import (
     CompareAnswer,
@@ -76,7 +78,12 @@ EXAMPLES = (
 
 def endpoint(config: Config) -> RotaryEndpoint:
     """The job's side of the endpoint."""
-    return RotaryEndpoint(config.context, config.generation, config.serve.device)
+    return RotaryEndpoint(
+        config.context,
+        config.generation,
+        config.serve.device,
+        trained_length=config.long_text.trained_length,
+    )
 
 
 class RotaryEndpoint:
@@ -86,12 +93,23 @@ class RotaryEndpoint:
     prefix = "/rerope/v1"
     page = Page(path="/compare", examples=EXAMPLES, view=VIEW)
 
-    def __init__(self, context: int, generation: GenerationConfig, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        context: int,
+        generation: GenerationConfig,
+        device: str = "cpu",
+        trained_length: int | None = None,
+    ) -> None:
         self._context, self._generation, self._device = context, generation, device
+        self._trained_length = trained_length
 
     def open(self, bundle: Bundle) -> ServedLanguageModel:
-        """Load a version."""
-        opened = open_model(bundle)
+        """Load a version: a model of this job, or a rotary checkpoint of language_model."""
+        codec: Codec = ByteCodec()
+        if bundle.kind == hf_bundle.KIND:
+            opened, codec = open_checkpoint(bundle, self._trained_length)
+        else:
+            opened = open_model(bundle)
         model = opened.model
         if not isinstance(model, DecoderLM):
             raise BundleError(f"{bundle.source} holds gated attention units, which are not served")
@@ -120,7 +138,7 @@ class RotaryEndpoint:
             "rotary_base": opened.shape.rotary_base,
         }
         return ServedRotaryModel(
-            NamedModel(opened.name, ByteCodec(), build, about, extra=opened), self._generation
+            NamedModel(opened.name, codec, build, about, extra=opened), self._generation
         )
 
     def router(self, service: Service) -> APIRouter:

@@ -68,6 +68,12 @@ class JobEntry:
         """The module `endpoint.py` with `endpoint`; imports torch."""
         return self._module("endpoint")
 
+    def served_kinds(self) -> tuple[str, ...]:
+        """The kinds of bundles that its endpoint opens: `SERVED_KINDS` of its `config.py`, by
+        default its own."""
+        kinds: tuple[str, ...] = getattr(self._module("config"), "SERVED_KINDS", (self.name,))
+        return kinds
+
     def has_sweep(self) -> bool:
         """Whether the job can be swept."""
         return (self.folder / "sweep.py").is_file()

@@ -119,17 +119,20 @@ def save_bundle(
     return manifest.version
 
 
-def load_bundle(location: Location | Path | str, kind: str | None = None) -> Bundle:
+def load_bundle(
+    location: Location | Path | str, kind: str | tuple[str, ...] | None = None
+) -> Bundle:
     """Verify a bundle and open it; a `BundleError` when anything is not as it was made.
 
-    The files of a remote bundle are copied to the cache. A bundle that is not of `kind`, where one
-    is given, is refused.
+    The files of a remote bundle are copied to the cache. A bundle that is not of `kind`, or of one
+    of several, is refused where any is given.
     """
     source = Location.of(location)
     manifest = read_manifest(source)
-    if kind is not None and manifest.kind != kind:
+    kinds = (kind,) if isinstance(kind, str) else kind
+    if kinds is not None and manifest.kind not in kinds:
         raise BundleError(
-            f"{source} is of the kind {manifest.kind}; the kind {kind} is needed here"
+            f"{source} is of the kind {manifest.kind}; the kind {' or '.join(kinds)} is needed here"
         )
     if source.is_local:
         verify_files(source.local_path, manifest, str(source))

@@ -80,7 +80,7 @@ class Promotion:
 
 
 def resolve_bundle(
-    reference: str, place: Place | None = None, *, kind: str | None = None
+    reference: str, place: Place | None = None, *, kind: str | tuple[str, ...] | None = None
 ) -> Bundle:
     """The verified bundle behind a path, a URI, `JOB`, `JOB@ALIAS` or `JOB:NUMBER`.
 
@@ -90,7 +90,7 @@ def resolve_bundle(
     return resolve(reference, place or default_place(), kind=kind).bundle
 
 
-def resolve(reference: str, place: Place, *, kind: str | None = None) -> Resolved:
+def resolve(reference: str, place: Place, *, kind: str | tuple[str, ...] | None = None) -> Resolved:
     """As `resolve_bundle`, with the version of the model registry."""
     parsed = parse_reference(reference)
     if isinstance(parsed, Location):
@@ -136,7 +136,7 @@ def find_version(place: Place, registry: ModelRegistry, wanted: ModelReference) 
     raise UserError(f"{wanted.model} has no version {number}; {there}")
 
 
-def open_version(version: ModelVersion, kind: str | None = None) -> Bundle:
+def open_version(version: ModelVersion, kind: str | tuple[str, ...] | None = None) -> Bundle:
     """The verified bundle of a version, if it is still what was registered."""
     refuse_changed(version, manifest_of(version))
     return load_bundle(version.place, kind)

@@ -239,7 +239,7 @@ def _check_endpoint(application: Mapping[str, Any], file: str, is_here: bool) ->
         _check_room(deployments[0], config)
         for bundle in lineup_of(deployments[0].get("user_config") or {}).bundles:
             if is_here:
-                load_bundle(bundle, kind=job)
+                load_bundle(bundle, kind=find_job(job).served_kinds())
     except UserError as error:
         raise ConfigError(f"{file}: {name}: {error}") from None
 

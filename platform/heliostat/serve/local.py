@@ -143,7 +143,9 @@ class Bundles:
         is_bare = not any(sign in reference for sign in "/@:")
         if is_bare and not Path(reference).is_dir():
             reference = f"{self.job}@{reference}"
-        return _for_cluster(resolve(reference, self.place, kind=self.job).bundle.source)
+        return _for_cluster(
+            resolve(reference, self.place, kind=find_job(self.job).served_kinds()).bundle.source
+        )
 
     def default(self) -> str:
         """The job's champion, else the bundle of its newest run that has one."""
