@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psutil
 import pytest
 from certificates import write_certificate
 from served_endpoint import Served, conversation, serving
@@ -27,6 +30,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "serve.replicas=2",
         "serve.cpus_per_replica=0.5",
         f"serve.limits.requests_per_minute={PER_MINUTE}",
+        "serve.http.access_log=true",
         "serve.http.tls_key=key.pem",
         "serve.http.tls_certificate=chain.pem",
     ]
@@ -134,3 +138,27 @@ def test_replicas_are_replaced_without_dropping_a_request(served: Served) -> Non
     assert set(seen) == {200}
     assert not before & {name for name, _ in replicas_and_versions(served)}
     assert served.ask("/v1/support/suggest", b"x" * 600_000)[0] == 413
+
+
+def test_no_log_holds_a_key_or_what_a_client_wrote(served: Served) -> None:
+    written = "zanzibar-quokka"
+    served.suggest(f"my {written} was declined")
+    served.ask("/v1/support/suggest", {"case_id": written, "messages": written})
+    served.ask("/v1/support/suggest", conversation(written), key="hs_not-a-key")
+    folder = ray_session(served.process.pid)
+    logs = [file for file in folder.rglob("*") if file.is_file() and file.suffix != ".db"]
+    texts = {file: file.read_text(errors="replace") for file in logs}
+    assert any("/v1/support/suggest" in text for text in texts.values())
+    for file, text in texts.items():
+        assert written not in text, file
+        assert served.key not in text, file
+        assert "hs_not-a-key" not in text, file
+
+
+def ray_session(pid: int) -> Path:
+    """The folder of the logs of the cluster that a process started."""
+    for child in psutil.Process(pid).children(recursive=True):
+        for word in child.cmdline():
+            if (found := re.search(r"/tmp/ray/session_[^/\s]+", word)) is not None:
+                return Path(found[0]) / "logs"
+    raise AssertionError("no cluster was found")
