@@ -237,9 +237,10 @@ class Service:
     @property
     def waiting(self) -> int:
         """Requests that wait for the model."""
+        versions = {} if self._loaded is None else self._loaded.versions
         return sum(
             one.batcher.waiting + (one.own_queue.waiting if one.own_queue is not None else 0)
-            for one in self._require().versions.values()
+            for one in versions.values()
         )
 
     def _require(self) -> _Loaded:
