@@ -9,6 +9,7 @@ the README from `docs/claims/make_run.txt`. A test holds that nothing was edited
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -36,6 +37,14 @@ def arms_table(summary: dict[str, Figures]) -> tuple[dict[str, str], dict[str, F
     rows = {arm: row for arm, row in read.items() if row["loss_nats"]["seeds"] == seeds}
     shown = {name for row in rows.values() for name in row}
     return {name: title for name, title in COLUMNS.items() if name in shown}, rows
+
+
+def with_spread(mean: float, std: float) -> str:
+    """A mean with as many digits as its spread leaves any sense."""
+    if not std:
+        return f"{mean:.4g}"
+    decimals = min(4, max(0, 1 - math.floor(math.log10(std))))
+    return f"{mean:.{decimals}f} ± {std:.2g}"
 
 
 def claim_block(claim: dict[str, object]) -> str:
@@ -68,7 +77,7 @@ def claim_block(claim: dict[str, object]) -> str:
     ]
     for arm, row in rows.items():
         cells = [
-            f"{row[name]['mean']:.3g} ± {row[name]['std']:.2g}" if name in row else ""
+            with_spread(row[name]["mean"], row[name]["std"]) if name in row else ""
             for name in columns
         ]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
