@@ -15,16 +15,17 @@ from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
 from jobs.rerope.config import Config
 from jobs.rerope.criteria import ROPE, TRAINED_ROPE, criteria
-from jobs.rerope.report import position_schemes, write_claim_report
+from jobs.rerope.report import write_claim_report
 from jobs.rerope.study import (
     Study,
     loss_by_position,
     one_worker,
     open_corpus,
+    position_lines,
     run_study,
     train_models,
 )
-from jobs.rerope.tasks import Variant
+from jobs.rerope.tasks import VARIANTS, Variant
 from jobs.rerope.trials import (
     LEAKY_INTERVALS,
     METHODS,
@@ -51,8 +52,8 @@ def claim(config: Config, run: Run) -> RunSummary:
     corpus = open_corpus(config, run)
     models = train_models(config, run, corpus, seeds)
     study = run_study(config, run, corpus, models, seeds)
-    schemes = position_schemes(study)
-    by_position = loss_by_position(config, run, corpus, models["plain", seeds[0]].final, schemes)
+    weights = {variant: models[variant, seeds[0]].final for variant in VARIANTS}
+    by_position = loss_by_position(config, run, corpus, weights, position_lines(study))
     result = ClaimResult(
         job="rerope",
         statement=STATEMENT,
@@ -66,7 +67,7 @@ def claim(config: Config, run: Run) -> RunSummary:
         seconds=run.seconds,
     )
     write_claim(run.folder, result, docs_folder("rerope", config))
-    report = write_claim_report(run, result, study, (schemes, by_position))
+    report = write_claim_report(run, result, study, by_position)
     run.finish({"holds": float(result.holds)}, seeds=seeds)
     return RunSummary(
         title="The claim " + ("holds" if result.holds else "does not hold"),

@@ -15,8 +15,14 @@ from jobs.rerope.bundle import save_model
 from jobs.rerope.claim import claim
 from jobs.rerope.config import Config
 from jobs.rerope.criteria import ROPE
-from jobs.rerope.report import COLUMNS, position_schemes, result_table, write_report
-from jobs.rerope.study import loss_by_position, open_corpus, run_study, train_models
+from jobs.rerope.report import COLUMNS, result_table, write_report
+from jobs.rerope.study import (
+    loss_by_position,
+    open_corpus,
+    position_lines,
+    run_study,
+    train_models,
+)
 from jobs.rerope.tasks import VARIANTS, model_shape, task_of, training_scheme
 
 __all__ = ["FitPlan", "claim", "plan", "run"]
@@ -27,9 +33,8 @@ def run(config: Config, run: Run) -> RunSummary:
     corpus = open_corpus(config, run)
     models = train_models(config, run, corpus, [config.seed])
     study = run_study(config, run, corpus, models, [config.seed])
-    schemes = position_schemes(study)
-    plain = models["plain", config.seed]
-    by_position = loss_by_position(config, run, corpus, plain.final, schemes)
+    weights = {variant: models[variant, config.seed].final for variant in VARIANTS}
+    by_position = loss_by_position(config, run, corpus, weights, position_lines(study))
     best = study.chosen.plain["rerope", study.far]
     metrics = {
         "nonrep_loss_L": float(study.loss(ROPE, study.train_length).mean()),
@@ -52,7 +57,7 @@ def run(config: Config, run: Run) -> RunSummary:
             inputs=corpus.inputs(),
             data=corpus.train.fingerprint,
         ).uri
-    report = write_report(run, study, (schemes, by_position), corpus.inputs())
+    report = write_report(run, study, by_position, corpus.inputs())
     run.finish(metrics)
     return RunSummary(
         title=f"Loss of the last {config.length} bytes, in nats, by context",

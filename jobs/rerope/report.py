@@ -56,7 +56,7 @@ def result_table(study: Study) -> list[Row]:
 def write_report(
     run: Run,
     study: Study,
-    by_position: tuple[Sequence[PositionScheme], list[list[float]]],
+    by_position: Mapping[str, Sequence[float]],
     inputs: Sequence[Input],
 ) -> Location:
     """The page of a run."""
@@ -88,7 +88,7 @@ def write_claim_report(
     run: Run,
     result: ClaimResult,
     study: Study,
-    by_position: tuple[Sequence[PositionScheme], list[list[float]]],
+    by_position: Mapping[str, Sequence[float]],
 ) -> Location:
     """The page of the claim."""
     report = Report(
@@ -113,7 +113,7 @@ def write_claim_report(
 def add_study(
     report: Report,
     study: Study,
-    by_position: tuple[Sequence[PositionScheme], list[list[float]]],
+    by_position: Mapping[str, Sequence[float]],
 ) -> None:
     """Tables and figures of a study."""
     report.heading("Schemes")
@@ -135,10 +135,9 @@ def add_study(
         _repeated_rows(study),
         caption="Repeated text at 8 L: what is predicted stood 4 L tokens before.",
     )
-    schemes, losses = by_position
     report.heading("Figures")
     report.plot_lines(
-        {label(scheme): _binned(row, study) for scheme, row in zip(schemes, losses, strict=True)},
+        {name: _binned(row, study) for name, row in by_position.items()},
         AxisLabels("position", "loss, nats a token"),
         "Loss by position",
         f"Mean over bins of a quarter of L; the model was trained up to {study.train_length}.",
@@ -162,11 +161,6 @@ def add_study(
         "What more context is worth",
         "The same targets at every length.",
     )
-
-
-def position_schemes(study: Study) -> list[PositionScheme]:
-    """Every scheme with its settings at 8 L."""
-    return [study.chosen.plain[method, study.far] for method in METHODS]
 
 
 def _trained_row(study: Study, name: str, variant: Variant, scheme: PositionScheme) -> Row:

@@ -38,6 +38,7 @@ from jobs.rerope.trials import (
     Method,
     Text,
     Trial,
+    label,
     leaky,
     leaky_windows,
     rerope,
@@ -272,10 +273,58 @@ def reported_trials(length: int, chosen: Chosen) -> dict[Variant, tuple[Trial, .
     }
 
 
+@dataclass(frozen=True)
+class Line:
+    """A model read under a scheme, as a line of the figure of losses by position."""
+
+    name: str
+    variant: Variant
+    scheme: PositionScheme
+
+
+def position_lines(study: Study) -> list[Line]:
+    """Every scheme with its best settings at 8 L, and the models trained for a scheme."""
+    length, far = study.train_length, study.far
+    leaky_rerope = min(
+        (leaky(w, k) for w in leaky_windows(length) for k in LEAKY_INTERVALS),
+        key=lambda scheme: float(study.loss(scheme, far).mean()),
+    )
+    plain = [study.chosen.plain[method, far] for method in METHODS]
+    plain += [leaky_rerope, PositionScheme("nope")]
+    trained, with_log_n = PositionScheme("rope", log_n="train"), study.chosen.log_n[far]
+    return [
+        *(Line(label(scheme), "plain", scheme) for scheme in plain),
+        Line("rerope, log n trained", "log_n", with_log_n),
+        Line("rope, log n trained", "log_n", trained),
+        Line("rope, inverse leaky trained", "inverse_leaky", trained),
+    ]
+
+
 def loss_by_position(
-    config: Config, run: Run, corpus: Corpus, weights: Location, schemes: Sequence[PositionScheme]
+    config: Config,
+    run: Run,
+    corpus: Corpus,
+    weights: Mapping[Variant, Location],
+    lines: Sequence[Line],
+) -> dict[str, list[float]]:
+    """Mean loss at each of 8 L positions, line by line."""
+    found: dict[str, list[float]] = {}
+    for variant in VARIANTS:
+        mine = [line for line in lines if line.variant == variant]
+        schemes = [line.scheme for line in mine]
+        losses = _losses_by_position(config, run, corpus, variant, weights[variant], schemes)
+        found |= {line.name: row for line, row in zip(mine, losses, strict=True)}
+    return found
+
+
+def _losses_by_position(
+    config: Config,
+    run: Run,
+    corpus: Corpus,
+    variant: Variant,
+    weights: Location,
+    schemes: Sequence[PositionScheme],
 ) -> list[list[float]]:
-    """Mean loss of the plain model at each of 8 L positions, scheme by scheme."""
     stream = replace(
         windows_of(
             corpus.test.location,
@@ -288,7 +337,7 @@ def loss_by_position(
     )
 
     def work(folder: Location) -> list[list[float]]:
-        scoring = PositionScoring(model_shape(config, "plain"), config.length, tuple(schemes))
+        scoring = PositionScoring(model_shape(config, variant), config.length, tuple(schemes))
         found = predict(
             scoring,
             scoring.output,
@@ -305,7 +354,7 @@ def loss_by_position(
         "windows": stream.fingerprint,
         "weights": weights.uri,
     }
-    return run.stage("loss-by-position", key, work)
+    return run.stage(f"loss-by-position-{variant.replace('_', '-')}", key, work)
 
 
 def one_worker(config: Config) -> Config:

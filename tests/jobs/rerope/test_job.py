@@ -108,6 +108,21 @@ def test_the_report_has_the_three_figures(finished: Finished) -> None:
     assert "Lowest loss at 8 L" in page
 
 
+def test_losses_by_position_are_of_every_scheme_and_of_the_models_trained_for_one(
+    finished: Finished,
+) -> None:
+    rows = {}
+    for variant in ("plain", "log-n", "inverse-leaky"):
+        marker = finished.folder / "stages" / f"loss-by-position-{variant}.json"
+        rows[variant] = json.loads(marker.read_text())["result"]
+    assert {name: len(row) for name, row in rows.items()} == {
+        "plain": len(METHODS) + 2,
+        "log-n": 2,
+        "inverse-leaky": 1,
+    }
+    assert all(len(line) == 8 * 16 for row in rows.values() for line in row)
+
+
 def test_the_bundles_record_what_schemes_need(finished: Finished) -> None:
     for name, log_n, scheme in (
         ("bundle", "none", "rope"),
