@@ -152,7 +152,8 @@ def _tuned_attention(tuned: Tuned, figures: Sequence[Measurement]) -> Criterion:
     seeds = " and ".join(map(str, tuned.judged_on))
     return Criterion(
         "A-tuned",
-        f"the same with {tuned.arm}, the best of the curve, on seeds {seeds}, which did not choose",
+        f"loss of {tuned.arm}, the best of the curve, above that of multi-query attention, on "
+        f"seeds {seeds}, which did not choose it",
         mean(tuned.arm) - mean(arms.MQA),
         "<=",
         -0.005,
