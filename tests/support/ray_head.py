@@ -54,7 +54,7 @@ class RayHead:
             process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env=dict(self.environment),
+                env={**self.environment, "PYTHONUNBUFFERED": "1"},
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -115,11 +115,10 @@ def started_worker(head: RayHead) -> Iterator[subprocess.Popen[bytes]]:
     """Join a second node on this machine, with one CPU."""
     (agent,) = free_ports(1)
     options = [f"--address={head.address}", f"--dashboard-agent-listen-port={agent}"]
-    process = start_node(
-        [*options, "--num-cpus=1"], head.environment, head.folder.parent / "worker.log"
-    )
+    log = head.folder.parent / "worker.log"
+    process = start_node([*options, "--num-cpus=1"], head.environment, log)
     try:
-        wait_for(lambda: raylets(process), START_S, "the worker node runs")
+        wait_for(lambda: "Ray runtime started" in log.read_text(), START_S, "the node has joined")
         yield process
     finally:
         end(process)
