@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from starlette.routing import Route, Router
+
 from heliostat.serve.direct import DirectRoutes
 from heliostat.serve.errors import CODES, ApiError, too_busy
 from heliostat.serve.keys import KeyRing
@@ -69,6 +71,9 @@ class Gate:
             direct: routes that need not go through `app`.
         """
         self._direct = direct or DirectRoutes()
+        # By these Serve names a request in its access log and its metrics, whatever the method.
+        self.router = Router([Route(path, self) for path in sorted(routes)], redirect_slashes=False)
+        self.routes = self.router.routes
         self._app, self._rules, self._observe, self._routes = app, rules, observe, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

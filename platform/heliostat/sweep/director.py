@@ -57,7 +57,7 @@ class Director:
         self._plan, self._settings, self._sweep, self._tell = plan, plan.settings, sweep, tell
         self.ledger = Ledger(sweep)
         records = self.ledger.records()
-        self._policy = make_policy(self._settings, records)
+        self._policy = make_policy(self._settings)
         self._proposer = make_proposer(plan, records)
         self._running: dict[str, float] = {}
         """When each trial at work was started."""
@@ -139,17 +139,24 @@ class Director:
         return not self._running and (self._is_closing or not self._has_more())
 
     def _next_record(self) -> TrialRecord | None:
+        self._close_outdone()
         waiting = [self.ledger[name] for name in self._queue]
-        if waiting:
-            record = waiting[0]
-            if isinstance(self._policy, Population):
-                # Members that are behind go first.
-                record = min(waiting, key=_reached)
+        record = self._policy.pick(waiting, self.ledger.records(), self._unstarted())
+        if record is not None:
             self._queue.remove(record.name)
             return self._after_a_pause(record)
-        if not self._may_begin():
-            return None
-        return self._begun(self._numbers())
+        return self._begun(self._numbers()) if self._may_begin() else None
+
+    def _close_outdone(self) -> None:
+        """End the paused trials that will never go on."""
+        for record in self._policy.outdone(self.ledger.records(), self._unstarted()):
+            if record.name in self._queue:
+                self._queue.remove(record.name)
+            self._close(record.name, "stopped", dict(record.points[-1].metrics), None)
+
+    def _unstarted(self) -> int:
+        """How many trials may still be begun."""
+        return self._plan.trials - self._numbers() if self._may_begin() else 0
 
     def _after_a_pause(self, record: TrialRecord) -> TrialRecord:
         """A paused member, or what replaces it now that the others have caught up."""
@@ -187,11 +194,14 @@ class Director:
     # What happened.
 
     def judge(self, name: str, point: Point) -> bool:
-        """Note an evaluation; whether the trial goes on now."""
+        """Note an evaluation; whether the process of the trial goes on.
+
+        It does as well when the trial pauses: it finds that in the ledger, and says when it is out.
+        """
         record = self.ledger.write(self.ledger[name].at(point))
         self.ledger.note_elapsed(self._elapsed_s())
         self._release(record)
-        decision = self._policy.decide(record, point, self._others(record))
+        decision = self._policy.decide(record, point, self._others(record), self._unstarted())
         if decision == "continue" or point.step >= point.steps:
             return True
         if isinstance(decision, Replacement):
@@ -200,8 +210,10 @@ class Director:
                 return True
             self._queue.insert(0, child.name)
         elif decision == "pause":
-            self.ledger.write(self._timed(record, "paused"))
-            self._queue.append(name)
+            # Its process reads this, saves and ends; only then another one may go on with it.
+            self.ledger.write(replace(record, status="paused"))
+            self._proposer.learn(self.ledger[name])
+            return True
         else:
             self._close(name, "stopped", dict(point.metrics), None)
         return False
@@ -210,7 +222,10 @@ class Director:
         """Note that a trial ended by itself."""
         if name not in self._running:
             return
-        if end.status == "waiting":
+        if end.status == "paused":
+            self.ledger.write(self._timed(self.ledger[name], "paused"))
+            self._queue.append(name)
+        elif end.status == "waiting":
             self.ledger.write(self._timed(self.ledger[name], "waiting"))
         else:
             self._close(name, end.status, end.metrics, end.error)
@@ -320,8 +335,3 @@ class Director:
     def _others(self, record: TrialRecord) -> list[TrialRecord]:
         """All other trials."""
         return [one for one in self.ledger.records() if one.name != record.name]
-
-
-def _reached(record: TrialRecord) -> int:
-    """How far a trial has come, in steps of the whole training."""
-    return record.points[-1].step if record.points else record.parent_step

@@ -25,8 +25,8 @@ ELAPSED = "elapsed.txt"
 Status = Literal[
     "waiting", "running", "paused", "finished", "stopped", "replaced", "failed", "refused"
 ]
-"""`waiting` for a place; `paused` until other members of the population have caught up; `stopped`
-by the scheduler; `replaced` by a copy of a better member; `refused` by the job's own checks."""
+"""`waiting` for a place; `paused` by the scheduler until others have come as far; `stopped` by it
+for good; `replaced` by a copy of a better member; `refused` by the job's own checks."""
 OPEN: tuple[Status, ...] = ("waiting", "running", "paused")
 
 
@@ -128,6 +128,11 @@ class Ledger:
     def end(self, name: str, status: Status, **changes: Any) -> TrialRecord:
         """End a trial."""
         return self.write(replace(self._records[name], status=status, ended=clock.now(), **changes))
+
+
+def is_at_work(sweep: Location, name: str) -> bool:
+    """Whether a trial still is, asked from another process than the sweep's own."""
+    return _read(sweep / LEDGER / f"{name}.json").status == "running"
 
 
 def trial_name(number: int, generation: int = 0) -> str:

@@ -8,7 +8,6 @@ combination that the job refuses; such a trial is recorded with the reason and n
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -77,11 +76,7 @@ class SweepPlan:
         """The values of the trial of that number, where they do not depend on earlier results."""
         if self.settings.searcher != "grid":
             return self.space.drawn(self.settings.seed, number)
-        places = list(range(self.space.size()))
-        if self.settings.scheduler == "asha":
-            # Halving compares with the trials so far: a grid that begins at one end misleads it.
-            random.Random(self.settings.seed).shuffle(places)
-        return self.space.cell(places[number])
+        return self.space.cell(number)
 
 
 def make_plan(loaded: LoadedConfig[JobConfig]) -> SweepPlan:

@@ -1,10 +1,9 @@
 """Schedulers as decisions on one evaluation: nothing here runs anything.
 
-`none` lets every trial go on. `asha` is Ray Tune's own `ASHAScheduler`, told of trials by our
-names, so that a sweep that goes on can tell it first of everything that was seen before. `pbt` is
-our own (Jaderberg et al. 2017, algorithm 1): Ray Tune's clones Tune checkpoints, which a training
-under Ray Train v2 never makes, and skips every member that has none (ray 2.60.0), so it exploits
-nothing.
+`none` lets every trial go on. `asha` and `pbt` are our own. Ray Tune's ASHA (ray 2.60.0) decides
+once whether a trial goes on, by those that were at its rung before: what comes first passes for
+want of others, and what comes early among good ones is lost. Its PBT clones Tune checkpoints, which
+a training under Ray Train v2 never makes, and skips every member that has none.
 """
 
 from __future__ import annotations
@@ -12,16 +11,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from heliostat.sweep.config import PbtConfig, SweepConfig
 from heliostat.sweep.ledger import Point, TrialRecord
 
 WORST = 1e30
-"""Stands for a metric that is not a number: finite, since halving interpolates between values."""
+"""Stands for a metric that is not a number."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +40,34 @@ class Policy(Protocol):
         """Whether a checkpoint of each evaluation is needed."""
         ...
 
-    def decide(self, record: TrialRecord, point: Point, others: Sequence[TrialRecord]) -> Decision:
-        """What becomes of a trial after an evaluation; `others` are all other trials."""
+    def decide(
+        self, record: TrialRecord, point: Point, others: Sequence[TrialRecord], unstarted: int
+    ) -> Decision:
+        """What becomes of a trial after an evaluation.
+
+        Args:
+            record: the trial, with the evaluation.
+            point: the evaluation.
+            others: all other trials.
+            unstarted: how many trials may still be begun.
+        """
+        ...
+
+    def pick(
+        self, waiting: Sequence[TrialRecord], records: Sequence[TrialRecord], unstarted: int
+    ) -> TrialRecord | None:
+        """Which of those that wait or pause takes a free place; None: rather a new one."""
+        ...
+
+    def outdone(self, records: Sequence[TrialRecord], unstarted: int) -> list[TrialRecord]:
+        """Paused trials that will never go on."""
         ...
 
 
-def make_policy(settings: SweepConfig, records: Sequence[TrialRecord]) -> Policy:
-    """The scheduler of a sweep, with everything that was seen before."""
+def make_policy(settings: SweepConfig) -> Policy:
+    """The scheduler of a sweep."""
     if settings.scheduler == "asha":
-        return Halving(settings, records)
+        return Halving(settings)
     return Population(settings) if settings.scheduler == "pbt" else Patience()
 
 
@@ -60,78 +76,144 @@ class Patience:
 
     saves = False
 
-    def decide(self, record: TrialRecord, point: Point, others: Sequence[TrialRecord]) -> Decision:
+    def decide(
+        self, record: TrialRecord, point: Point, others: Sequence[TrialRecord], unstarted: int
+    ) -> Decision:
         """Always on."""
         return "continue"
 
+    def pick(
+        self, waiting: Sequence[TrialRecord], records: Sequence[TrialRecord], unstarted: int
+    ) -> TrialRecord | None:
+        """What was cut off first."""
+        return waiting[0] if waiting else None
+
+    def outdone(self, records: Sequence[TrialRecord], unstarted: int) -> list[TrialRecord]:
+        """None."""
+        return []
+
 
 @dataclass(frozen=True)
-class _Named:
-    """What Tune's scheduler needs to know of a trial."""
+class _Rung:
+    """What is known at a rung."""
 
-    trial_id: str
+    ranked: list[TrialRecord]
+    """Those that have been there, the best first."""
+    coming: int
+    """How many may still come."""
+    keep: int
+    """How many of all of them go on."""
+
+    def is_lost(self, record: TrialRecord) -> bool:
+        """Whether a trial that was here is not among the best any more."""
+        return record not in self.ranked[: self.keep]
+
+    def best(self, reduction: float, sure: bool) -> list[TrialRecord]:
+        """One in `reduction` of those that have been here, the best first.
+
+        With `sure`, only those that stay among the best whatever comes.
+        """
+        count = self.keep - self.coming if sure else int(len(self.ranked) / reduction)
+        return self.ranked[: max(0, count if self.coming else self.keep)]
 
 
 class Halving:
-    """Asynchronous successive halving, by Ray Tune, and with hindsight.
+    """Asynchronous successive halving (Li et al. 2020, algorithm 2).
 
-    Tune compares a trial with those that were at its rung before it, once. The first trials of a
-    sweep so pass every rung for want of others. We ask again at each evaluation: a trial that is
-    not among the best of its newest rung any more, now that others have been there, stops as well.
+    At a rung a trial pauses until it is among the best one in `reduction`. The trials of a grid or
+    of random draws are known beforehand: a place goes to one that has to come to a rung in any case
+    before it goes to the best so far, so fewer go on by mistake than in the paper. Optuna learns
+    from trials that went on, so with it they go on first, as in the paper.
     """
 
     saves = False
 
-    def __init__(self, settings: SweepConfig, records: Sequence[TrialRecord]) -> None:
-        from ray.tune.schedulers import ASHAScheduler
-
+    def __init__(self, settings: SweepConfig) -> None:
         self._settings = settings
-        self._asha: Any = ASHAScheduler(
-            time_attr="time",
-            metric="value",
-            # `_signed` turns everything so that more is better.
-            mode="max",
-            # Trials end by themselves; how long they are may itself be swept.
-            max_t=10**9,
-            grace_period=settings.asha.grace,
-            reduction_factor=settings.asha.reduction,
-        )
-        self._known: set[str] = set()
-        seen = [(record, point) for record in records for point in record.points]
-        for record, point in sorted(seen, key=lambda pair: (pair[1].index, pair[0].number)):
-            self.decide(record, point, ())
+        self._reduction = settings.asha.reduction
+        self._is_patient = settings.searcher != "optuna"
 
-    def decide(self, record: TrialRecord, point: Point, others: Sequence[TrialRecord]) -> Decision:
-        """Stop unless it is among the best of its rung."""
-        trial = _Named(record.name)
-        if record.name not in self._known:
-            self._known.add(record.name)
-            self._asha.on_trial_add(None, trial)
-        time = self._time(point)
-        value = signed(self._settings, point)
-        action = self._asha.on_trial_result(None, trial, {"time": time, "value": value})
-        if action == self._asha.STOP or self._is_outdone(record.at(point), others):
+    def decide(
+        self, record: TrialRecord, point: Point, others: Sequence[TrialRecord], unstarted: int
+    ) -> Decision:
+        """Stop, or at a rung pause, unless it is among the best there."""
+        height = self._height(record)
+        if height < 0:
+            return "continue"
+        rung = self._rungs([record, *others], unstarted)[height]
+        if rung.is_lost(record):
             return "stop"
-        return "continue"
+        before = replace(record, points=record.points[:-1])
+        if self._height(before) == height:
+            return "continue"
+        return "continue" if record in rung.best(self._reduction, self._is_patient) else "pause"
 
-    def _is_outdone(self, record: TrialRecord, others: Sequence[TrialRecord]) -> bool:
-        """Whether a trial is not among the best at its newest rung, by what is known now."""
-        time = self._time(record.points[-1])
-        rung = float(self._settings.asha.grace)
-        if time < rung:
-            return False
-        while rung * self._settings.asha.reduction <= time:
-            rung *= self._settings.asha.reduction
-        mine = self._at_rung(record, rung)
-        there = [self._at_rung(other, rung) for other in others]
-        values = [value for value in (mine, *there) if value is not None]
-        assert mine is not None
-        share = 1 - 1 / self._settings.asha.reduction
-        return len(values) > 1 and mine < float(np.quantile(values, share))
+    def pick(
+        self, waiting: Sequence[TrialRecord], records: Sequence[TrialRecord], unstarted: int
+    ) -> TrialRecord | None:
+        """What was cut off, then who may go on from the highest rung."""
+        for record in waiting:
+            if record.status == "waiting":
+                return record
+        rungs = self._rungs(records, unstarted)
+        if self._is_patient:
+            found = self._highest(waiting, rungs, sure=True)
+            if found is not None or unstarted:
+                return found
+        return self._highest(waiting, rungs, sure=False)
 
-    def _at_rung(self, record: TrialRecord, rung: float) -> float | None:
+    def outdone(self, records: Sequence[TrialRecord], unstarted: int) -> list[TrialRecord]:
+        """Those that are not among the best of their rung, and will not be."""
+        rungs = self._rungs(records, unstarted)
+        return [
+            record
+            for record in records
+            if record.status == "paused" and rungs[self._height(record)].is_lost(record)
+        ]
+
+    def _highest(
+        self, waiting: Sequence[TrialRecord], rungs: Sequence[_Rung], *, sure: bool
+    ) -> TrialRecord | None:
+        """Who may go on from the highest rung."""
+        paused = {record.name: self._height(record) for record in waiting}
+        for height in range(len(rungs) - 1, -1, -1):
+            for record in rungs[height].best(self._reduction, sure):
+                if paused.get(record.name) == height:
+                    return record
+        return None
+
+    def _rungs(self, records: Sequence[TrialRecord], unstarted: int) -> list[_Rung]:
+        """All rungs that a trial has reached, the lowest first."""
+        found: list[_Rung] = []
+        coming = unstarted + sum(self._height(one) < 0 for one in records if one.is_open)
+        for number, height in enumerate(self._heights(records)):
+            there = [(self._at(one, height), one) for one in records]
+            reached = [(value, one) for value, one in there if value is not None]
+            reached.sort(key=lambda entry: (-entry[0], entry[1].number))
+            ranked = [one for _, one in reached]
+            keep = max(1, int((len(ranked) + coming) / self._reduction))
+            found.append(_Rung(ranked, coming, keep))
+            best = ranked[:keep]
+            on_the_way = sum(one.is_open and self._height(one) == number for one in best)
+            coming = on_the_way + max(0, keep - len(best))
+        return found
+
+    def _heights(self, records: Sequence[TrialRecord]) -> list[float]:
+        """Where the rungs are, as far as any trial has come."""
+        times = [self._time(point) for record in records for point in record.points]
+        heights, height = list[float](), float(self._settings.asha.grace)
+        while times and height <= max(times):
+            heights.append(height)
+            height *= self._reduction
+        return heights
+
+    def _height(self, record: TrialRecord) -> int:
+        """The number of the highest rung that a trial has reached; -1 below the first."""
+        return len(self._heights([record])) - 1
+
+    def _at(self, record: TrialRecord, height: float) -> float | None:
         """What a trial had when it came to a rung; None if it never did."""
-        reached = (point for point in record.points if self._time(point) >= rung)
+        reached = (point for point in record.points if self._time(point) >= height)
         first = next(reached, None)
         return None if first is None else signed(self._settings, first)
 
@@ -151,7 +233,19 @@ class Population:
     def __init__(self, settings: SweepConfig) -> None:
         self._settings = settings
 
-    def decide(self, record: TrialRecord, point: Point, others: Sequence[TrialRecord]) -> Decision:
+    def pick(
+        self, waiting: Sequence[TrialRecord], records: Sequence[TrialRecord], unstarted: int
+    ) -> TrialRecord | None:
+        """Who is furthest behind."""
+        return min(waiting, key=_done, default=None)
+
+    def outdone(self, records: Sequence[TrialRecord], unstarted: int) -> list[TrialRecord]:
+        """None: who is among the worst is replaced."""
+        return []
+
+    def decide(
+        self, record: TrialRecord, point: Point, others: Sequence[TrialRecord], unstarted: int
+    ) -> Decision:
         """Pause while others wait for a place, else compare."""
         pbt: PbtConfig = self._settings.pbt
         if point.index % pbt.every or point.step >= point.steps:
@@ -192,6 +286,11 @@ def signed(settings: SweepConfig, point: Point) -> float:
 
 def _at(record: TrialRecord, index: int) -> Point | None:
     return next((point for point in record.points if point.index == index), None)
+
+
+def _done(record: TrialRecord) -> int:
+    """How far a trial has come, in steps of the whole training."""
+    return record.points[-1].step if record.points else record.parent_step
 
 
 def _reached(record: TrialRecord) -> int:

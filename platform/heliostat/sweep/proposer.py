@@ -28,7 +28,7 @@ class Proposer(Protocol):
         ...
 
     def learn(self, record: TrialRecord) -> None:
-        """Hear of a trial that has ended."""
+        """Hear of a trial that pauses or has ended."""
         ...
 
 
@@ -68,48 +68,54 @@ class Optuna:
         }
         ended = [record for record in records if not record.is_open]
         # The generator begins anew at a restart: what is drawn then must not repeat the beginning.
-        sampler = optuna.samplers.TPESampler(
+        self._sampler = optuna.samplers.TPESampler(
             seed=self._settings.seed * 100_003 + len(ended), constant_liar=True
         )
-        self._study = optuna.create_study(
-            direction="maximize" if self._settings.mode == "max" else "minimize", sampler=sampler
-        )
-        self._asked: dict[int, Any] = {}
-        for record in ended:
-            self.learn(record)
+        self._running: dict[int, Values] = {}
+        self._seen: dict[str, TrialRecord] = {}
+        for record in records:
+            if record.is_open and not record.points:
+                self._running[record.number] = record.values
+            else:
+                self.learn(record)
 
     def propose(self, number: int) -> Values:
         """What the sampler expects to be good."""
-        asked = self._study.ask(self._distributions)
-        self._asked[number] = asked
-        return dict(asked.params)
+        study = self._optuna.create_study(
+            direction="maximize" if self._settings.mode == "max" else "minimize",
+            sampler=self._sampler,
+        )
+        # A trial in a study cannot be changed, so what pauses and goes on needs a new study.
+        for record in self._seen.values():
+            study.add_trial(self._told(record))
+        for values in self._running.values():
+            study.add_trial(self._trial("RUNNING", values))
+        values = dict(study.ask(self._distributions).params)
+        self._running[number] = values
+        return values
 
     def learn(self, record: TrialRecord) -> None:
-        """Tell the sampler."""
+        """Note it for the next proposal."""
+        self._running.pop(record.number, None)
+        self._seen[record.name] = record
+
+    def _told(self, record: TrialRecord) -> Any:
+        """A trial as Optuna sees it: one that paused or was stopped counts as pruned."""
+        metric = self._settings.metric
+        value = record.value(metric)
+        if record.status in ("failed", "refused") or math.isnan(value):
+            return self._trial("FAIL", record.values)
+        seen = {p.step: p.metrics[metric] for p in record.points if metric in p.metrics}
+        state = "COMPLETE" if record.status == "finished" else "PRUNED"
+        return self._trial(state, record.values, value=value, intermediate_values=seen)
+
+    def _trial(self, state: str, values: Values, **more: Any) -> Any:
         trial = self._optuna.trial
-        value = record.value(self._settings.metric)
-        state = trial.TrialState.COMPLETE if record.status == "finished" else None
-        if record.status == "stopped":
-            state = trial.TrialState.PRUNED
-        if state is None or math.isnan(value):
-            state = trial.TrialState.FAIL
-        asked = self._asked.pop(record.number, None)
-        if asked is not None:
-            # Its place is taken by the record, which holds the same values.
-            self._study.tell(asked, state=trial.TrialState.FAIL)
-        seen = {
-            point.step: point.metrics[self._settings.metric]
-            for point in record.points
-            if self._settings.metric in point.metrics
-        }
-        self._study.add_trial(
-            trial.create_trial(
-                state=state,
-                params=dict(record.values),
-                distributions=self._distributions,
-                value=value if state != trial.TrialState.FAIL else None,
-                intermediate_values=seen,
-            )
+        return trial.create_trial(
+            state=trial.TrialState[state],
+            params=dict(values),
+            distributions=self._distributions,
+            **more,
         )
 
 

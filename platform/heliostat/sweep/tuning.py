@@ -22,7 +22,8 @@ from ray.tune.search import Searcher
 from heliostat.cluster.ray_cluster import enter_worker
 from heliostat.cluster.ray_internals import remove_orphaned_placement_groups
 from heliostat.storage import Location
-from heliostat.sweep.director import Director
+from heliostat.sweep.director import Director, TrialEnd
+from heliostat.sweep.ledger import is_at_work
 from heliostat.sweep.performance import Performance, TrialSetting, as_result
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,10 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         self._performance: Performance | None = None
 
     def step(self) -> dict[str, Any]:
-        """Go on to the next evaluation, or to the end."""
+        """Go on to the next evaluation, or to the end; or save and leave when the trial pauses."""
+        if not is_at_work(self._setting.sweep, self._order.name):
+            self.cleanup()
+            return as_result(TrialEnd("paused", {}))
         if self._performance is None:
             self._performance = Performance(self._order, self._setting)
         return as_result(self._performance.next())
@@ -73,6 +77,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         """End."""
         if self._performance is not None:
             self._performance.stop()
+            self._performance = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Nothing: trials go on from their own runs."""

@@ -172,6 +172,71 @@ def test_halving_stops_a_bad_trial_and_says_so(plan_of: PlanOf, sweep: Location)
     assert "stopped at step 4 of 40" in told[-1]
 
 
+HALVES = ("sweep.scheduler=asha", "sweep.asha={grace: 1, reduction: 2}")
+
+
+def pause(director: Director, loss: float, index: int = 1) -> str:
+    """Start the next trial, let it come to a rung, and let its process end where it pauses."""
+    order = director.next()
+    assert order is not None
+    director.judge(order.name, point(index, loss))
+    if director.ledger[order.name].status == "paused":
+        director.end(order.name, TrialEnd("paused", {}))
+    return order.name
+
+
+def test_of_those_at_a_rung_the_best_go_on_when_all_have_come(
+    plan_of: PlanOf, sweep: Location
+) -> None:
+    director = Director(plan_of(*HALVES), sweep, print)
+    assert [pause(director, loss) for loss in (0.5, 0.9, 0.4)] == ["t000", "t001", "t002"]
+    # Two go on, and one may still come: t002 is sure of its place, and t001 that it has none.
+    assert statuses(director) == {"t000": "paused", "t001": "paused", "t002": "running"}
+    assert pause(director, 0.95) == "t003"
+    assert pause(director, 0.3, index=2) == "t000"
+    assert statuses(director) == {
+        "t000": "paused", "t001": "stopped", "t002": "running", "t003": "stopped"
+    }  # fmt: skip
+    assert not director.judge("t002", point(2, 0.35))
+    assert drain(director) == ["t000"]
+
+
+def test_a_paused_trial_goes_on_only_when_its_process_has_ended(
+    plan_of: PlanOf, sweep: Location
+) -> None:
+    two = Director(plan_of(*HALVES, f"sweep.space.{LR}.grid=[1e-3, 1e-2]"), sweep, print)
+    first, second = two.next(), two.next()
+    assert first is not None
+    assert second is not None
+    assert two.judge(first.name, point(1, 0.5))
+    assert not two.judge(second.name, point(1, 0.9))
+    assert two.next() is None
+    assert not two.is_over()
+    two.end(first.name, TrialEnd("paused", {}))
+    again = two.next()
+    assert again is not None
+    assert again.name == first.name
+    finish(two, again)
+    assert two.is_over()
+
+
+def test_a_sweep_that_goes_on_knows_who_paused(plan_of: PlanOf, sweep: Location) -> None:
+    killed = Director(plan_of(*HALVES), sweep, print)
+    for loss in (0.3, 0.5, 0.4):
+        pause(killed, loss)
+    again = Director(plan_of(*HALVES), sweep, print)
+    assert pause(again, 0.2, index=2) == "t000"
+    assert pause(again, 0.9) == "t003"
+    assert statuses(again) == {
+        "t000": "paused", "t001": "stopped", "t002": "paused", "t003": "stopped"
+    }  # fmt: skip
+    assert pause(again, 0.4, index=2) == "t002"
+    assert statuses(again) == {
+        "t000": "paused", "t001": "stopped", "t002": "stopped", "t003": "stopped"
+    }  # fmt: skip
+    assert drain(again) == ["t000"]
+
+
 def test_the_last_evaluation_never_stops_a_trial(plan_of: PlanOf, sweep: Location) -> None:
     director = Director(plan_of("sweep.scheduler=asha"), sweep, print)
     first, second = director.next(), director.next()

@@ -6,7 +6,6 @@ import math
 import random
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from heliostat.sweep.config import AshaConfig, BudgetConfig, PbtConfig, SweepConfig
@@ -33,85 +32,148 @@ def member(number: int, *values: float, status: str = "running") -> TrialRecord:
     return TrialRecord(trial_name(number), number, {}, status=status, points=points)  # type: ignore[arg-type]
 
 
-class SlowHalving:
-    """Li et al. 2020, stopping variant: at rung r = grace * reduction^k a trial goes on if it is at
-    least as good as the (1 - 1/reduction) quantile of what was recorded there before."""
-
-    def __init__(self, reduction: float) -> None:
-        self.reduction = reduction
-        self.rungs: dict[int, dict[str, float]] = {}
-
-    def goes_on(self, name: str, index: int, loss: float) -> bool:
-        rung = 0
-        while self.reduction ** (rung + 1) <= index + 1e-9:
-            rung += 1
-        known = self.rungs.setdefault(rung, {})
-        if name in known:
-            return True
-        before = sorted(-value for value in known.values())
-        known[name] = loss
-        return not before or -loss >= np.quantile(before, 1 - 1 / self.reduction)
+def trial(number: int, *losses: float, status: str = "running") -> TrialRecord:
+    points = tuple(point(index, loss) for index, loss in enumerate(losses, start=1))
+    return TrialRecord(trial_name(number), number, {}, status=status, points=points)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_halving_decides_as_its_paper_says(seed: int) -> None:
+def decide(policy: Halving, record: TrialRecord, *others: TrialRecord, unstarted: int = 0) -> str:
+    decided = policy.decide(record, record.points[-1], others, unstarted)
+    assert isinstance(decided, str)
+    return decided
+
+
+def successive_halving(
+    curves: list[list[float]], grace: int, reduction: int
+) -> tuple[list[int], int]:
+    """Li et al. 2020, algorithm 1: who trains to the end, and the evaluations of all together."""
+    alive, rung, spent = list(range(len(curves))), grace, 0
+    before = 0
+    while rung <= len(curves[0]):
+        spent += len(alive) * (rung - before)
+        ranked = sorted(alive, key=lambda number: curves[number][rung - 1])
+        alive, before, rung = ranked[: max(1, len(alive) // reduction)], rung, rung * reduction
+    return alive, spent + len(alive) * (len(curves[0]) - before)
+
+
+def run(
+    settings: SweepConfig, curves: list[list[float]], places: int, generator: random.Random
+) -> tuple[dict[str, TrialRecord], int]:
+    """Go through a sweep with so many places, in an order that chance decides."""
+    policy = make_policy(settings)
+    records: dict[str, TrialRecord] = {}
+    working: list[str] = []
+    spent = 0
+    while True:
+        unstarted = len(curves) - len(records)
+        for lost in policy.outdone(list(records.values()), unstarted):
+            records[lost.name] = replace(lost, status="stopped")
+        paused = [record for record in records.values() if record.status == "paused"]
+        picked = policy.pick(paused, list(records.values()), unstarted)
+        if picked is None and unstarted:
+            picked = TrialRecord(trial_name(len(records)), len(records), {})
+        if picked is not None and len(working) < places:
+            records[picked.name] = replace(picked, status="running")
+            working.append(picked.name)
+            continue
+        if not working:
+            return records, spent
+        name = generator.choice(working)
+        curve = curves[records[name].number]
+        seen = point(len(records[name].points) + 1, curve[len(records[name].points)])
+        records[name] = records[name].at(seen)
+        spent += 1
+        others = [record for record in records.values() if record.name != name]
+        decided = policy.decide(records[name], seen, others, len(curves) - len(records))
+        if len(records[name].points) == len(curve):
+            decided = "finished"
+        if decided != "continue":
+            status = {"stop": "stopped", "pause": "paused"}.get(str(decided), "finished")
+            records[name] = replace(records[name], status=status)  # type: ignore[arg-type]
+            working.remove(name)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("places", [1, 2])
+def test_halving_finds_what_synchronous_halving_finds(seed: int, places: int) -> None:
     generator = random.Random(seed)
-    policy, slow = Halving(ASHA, []), SlowHalving(3.0)
-    alive = {trial_name(number): 0 for number in range(30)}
-    while alive:
-        name = generator.choice(sorted(alive))
-        alive[name] += 1
-        loss = generator.random()
-        record = TrialRecord(name, 0, {})
-        decided = policy.decide(record, point(alive[name], loss), ())
-        # A rung is met at its own evaluation only when none lies between: 1, 3, 9.
-        assert (decided == "continue") == slow.goes_on(name, alive[name], loss)
-        if decided == "stop" or alive[name] == 10:
-            del alive[name]
+    curves = [[generator.random() for _ in range(10)] for _ in range(12)]
+    settings = replace(ASHA, asha=AshaConfig(grace=2, reduction=2.0))
+    records, spent = run(settings, curves, places, generator)
+    best, least = successive_halving(curves, grace=2, reduction=2)
+    assert least == 12 * 2 + 6 * 2 + 3 * 4 + 2
+    finished = {record.number for record in records.values() if record.status == "finished"}
+    assert finished >= set(best)
+    assert {record.status for record in records.values()} == {"finished", "stopped"}
+    # A place that would be idle goes on with who leads a rung that is not full, so far.
+    assert least <= spent <= least + 4 * (places - 1)
 
 
-def test_a_trial_that_came_first_stops_when_later_ones_were_better_at_its_rung() -> None:
-    policy = Halving(ASHA, [])
-    first = TrialRecord("t000", 0, {}).at(point(1, 0.9))
-    assert policy.decide(TrialRecord("t000", 0, {}), point(1, 0.9), ()) == "continue"
-    better = [TrialRecord(f"t00{n}", n, {}).at(point(1, 0.9 - n / 10)) for n in (1, 2)]
-    assert policy.decide(first, point(2, 0.8), []) == "continue"
-    assert policy.decide(first, point(2, 0.8), better) == "stop"
-    best = TrialRecord("t003", 3, {}).at(point(1, 0.1))
-    assert policy.decide(best, point(2, 0.8), [first, *better]) == "continue"
+@pytest.mark.parametrize("places", [1, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_with_optuna_trials_go_on_before_new_ones_begin(seed: int, places: int) -> None:
+    generator = random.Random(seed)
+    curves = [[generator.random()] * 10 for _ in range(30)]
+    settings = replace(
+        ASHA, searcher="optuna", budget=BudgetConfig(trials=30), asha=AshaConfig(reduction=3.0)
+    )
+    policy = make_policy(settings)
+    three = [trial(number, 0.5 + number, status="paused") for number in range(3)]
+    picked = policy.pick(three, three, 27)
+    assert picked is not None
+    assert picked.number == 0
+    assert policy.pick(three[:2], three[:2], 28) is None
+    records, spent = run(settings, curves, places, generator)
+    best = min(range(30), key=lambda number: curves[number][0])
+    assert records[trial_name(best)].status == "finished"
+    assert spent < 30 * 10 / 2
 
 
-def test_a_sweep_that_goes_on_halves_as_if_it_had_never_stopped() -> None:
-    losses = [0.5, 0.4, 0.6, 0.3, 0.55, 0.2]
-    whole = Halving(ASHA, [])
-    records = []
-    for number, loss in enumerate(losses):
-        record = TrialRecord(trial_name(number), number, {})
-        whole.decide(record, point(1, loss), ())
-        records.append(record.at(point(1, loss)))
-    again = Halving(ASHA, records)
-    for loss in (0.1, 0.35, 0.45, 0.7):
-        fresh = TrialRecord(f"new-{loss}", 99, {})
-        assert whole.decide(fresh, point(1, loss), ()) == again.decide(fresh, point(1, loss), ())
+def test_at_a_rung_a_trial_waits_for_those_before_it_is_lost_or_safe() -> None:
+    policy = Halving(ASHA)
+    # Six trials: two go on.
+    assert decide(policy, trial(0, 0.5), unstarted=5) == "pause"
+    there = [trial(0, 0.5, status="paused"), trial(1, 0.7, status="paused")]
+    assert decide(policy, trial(2, 0.4), *there, unstarted=3) == "pause"
+    assert decide(policy, trial(2, 0.9), *there, unstarted=3) == "stop"
+    there += [trial(2, 0.4, status="paused"), trial(3, 0.8, status="paused")]
+    # One may still come: the best is safe, the second is not.
+    there.append(trial(4, 0.9, status="stopped"))
+    assert [one.number for one in policy.outdone(there, 1)] == [1, 3]
+    picked = policy.pick(there[:4], there, 0)
+    assert picked is not None
+    assert picked.number == 2
 
 
-def test_an_evaluation_done_again_after_a_restart_is_not_recorded_twice() -> None:
-    policy = Halving(ASHA, [member(0).at(point(1, 0.5))])
-    assert policy.decide(TrialRecord("t000", 0, {}), point(1, 0.5), ()) == "continue"
-    assert policy.decide(TrialRecord("t001", 1, {}), point(1, 0.5), ()) == "continue"
-    assert policy.decide(TrialRecord("t002", 2, {}), point(1, 0.6), ()) == "stop"
+def test_between_rungs_a_trial_goes_on_unless_others_were_better_at_its_rung() -> None:
+    policy = Halving(ASHA)
+    others = [trial(1, 0.8, status="paused"), trial(2, 0.9, status="paused")]
+    assert decide(policy, trial(0, 0.7, 2.0), *others) == "continue"
+    others.append(trial(3, 0.1))
+    assert decide(policy, trial(0, 0.7, 0.05), *others) == "stop"
+
+
+def test_rungs_may_be_optimiser_steps() -> None:
+    policy = Halving(replace(ASHA, asha=AshaConfig(unit="step", grace=20, reduction=3.0)))
+    assert decide(policy, trial(0, 0.9), trial(1, 0.1)) == "continue"
+    assert decide(policy, trial(0, 0.9, 0.9), trial(1, 0.1, 0.1)) == "stop"
+
+
+def test_who_failed_is_not_waited_for() -> None:
+    policy = Halving(ASHA)
+    paused, failed = trial(0, 0.5, status="paused"), trial(1, status="failed")
+    assert policy.pick([paused], [paused, failed], 0) is paused
 
 
 def test_a_loss_that_is_no_number_is_the_worst() -> None:
-    policy = Halving(ASHA, [])
-    policy.decide(TrialRecord("t000", 0, {}), point(1, 0.5), ())
-    assert policy.decide(TrialRecord("t001", 1, {}), point(1, math.nan), ()) == "stop"
+    others = [trial(n, 0.5 + n, status="paused") for n in (1, 2)]
+    assert decide(Halving(ASHA), trial(0, math.nan), *others) == "stop"
 
 
 def test_the_worst_member_gives_way_to_the_best_at_the_same_evaluation() -> None:
     others = [member(1, 0.1, 0.8), member(2, 0.1, 0.6), member(3, 0.1, 0.5, 0.99)]
     worst = member(0, 0.9, 0.4)
-    decision = Population(PBT).decide(worst, worst.points[-1], others)
+    decision = Population(PBT).decide(worst, worst.points[-1], others, 0)
     assert isinstance(decision, Replacement)
     # Number 3 is ahead, but at this very evaluation number 1 was best.
     assert decision.donor.name == "t001"
@@ -121,23 +183,23 @@ def test_the_worst_member_gives_way_to_the_best_at_the_same_evaluation() -> None
 def test_a_member_in_the_middle_or_at_the_top_goes_on(value: float) -> None:
     others = [member(1, 0.1, 0.8), member(2, 0.1, 0.6), member(3, 0.1, 0.5)]
     mine = member(0, 0.1, value)
-    assert Population(PBT).decide(mine, mine.points[-1], others) == "continue"
+    assert Population(PBT).decide(mine, mine.points[-1], others, 0) == "continue"
 
 
 def test_nothing_is_decided_between_two_decisions_nor_at_the_end() -> None:
     others = [member(1, 0.1, 0.8, 0.8)]
     between = member(0, 0.1, 0.1, 0.1)
-    assert Population(PBT).decide(between, between.points[-1], others) == "continue"
+    assert Population(PBT).decide(between, between.points[-1], others, 0) == "continue"
     last = member(0, 0.1, 0.1)
-    assert Population(PBT).decide(last, point(2, 0.1, "top", steps=20), others) == "continue"
+    assert Population(PBT).decide(last, point(2, 0.1, "top", steps=20), others, 0) == "continue"
 
 
 def test_a_member_that_is_ahead_of_one_that_waits_pauses() -> None:
     ahead = member(0, 0.1, 0.2)
     waiting = [member(1, status="waiting"), member(2, 0.1, 0.3)]
-    assert Population(PBT).decide(ahead, ahead.points[-1], waiting) == "pause"
+    assert Population(PBT).decide(ahead, ahead.points[-1], waiting, 0) == "pause"
     level = [member(1, 0.1, 0.3, status="paused"), member(2, 0.1, 0.3)]
-    assert isinstance(Population(PBT).decide(ahead, ahead.points[-1], level), Replacement)
+    assert isinstance(Population(PBT).decide(ahead, ahead.points[-1], level, 0), Replacement)
 
 
 def test_members_that_have_ended_are_no_donors() -> None:
@@ -146,16 +208,16 @@ def test_members_that_have_ended_are_no_donors() -> None:
         replace(member(1, 0.1, 0.9), status="replaced"),
         member(2, 0.1, 0.9, status="finished"),
     ]
-    assert Population(PBT).decide(mine, mine.points[-1], ended) == "continue"
+    assert Population(PBT).decide(mine, mine.points[-1], ended, 0) == "continue"
 
 
 def test_equal_members_leave_each_other_alone() -> None:
     mine = member(0, 0.1, 0.5)
     others = [member(1, 0.1, 0.5), member(2, 0.1, 0.5), member(3, 0.1, 0.5)]
-    assert Population(PBT).decide(mine, mine.points[-1], others) == "continue"
+    assert Population(PBT).decide(mine, mine.points[-1], others, 0) == "continue"
 
 
 def test_without_a_scheduler_every_trial_goes_on() -> None:
-    policy = make_policy(SweepConfig(), [])
+    policy = make_policy(SweepConfig())
     assert isinstance(policy, Patience)
-    assert policy.decide(member(0), point(1, math.nan), ()) == "continue"
+    assert policy.decide(member(0), point(1, math.nan), (), 0) == "continue"

@@ -230,7 +230,8 @@ def test_halving_reaches_the_best_of_the_grid_with_half_of_its_steps(
     words = ["sweep", "tiny", ONE_CPU, f"seed={seed}", f"sweep.seed={seed}",
              f"sweep.space.{LR}.grid={lrs}"]  # fmt: skip
     heliostat(place, *words, "--run", "grid")
-    heliostat(place, *words, "sweep.scheduler=asha", "--run", "asha")
+    heliostat(place, *words, "sweep.scheduler=asha", "sweep.asha={grace: 2, reduction: 2}",
+              "--run", "asha")  # fmt: skip
     grid, asha = table_of(place, "grid"), table_of(place, "asha")
     assert len(asha) == len(grid) == 12
     steps = [sum(row["steps"] for row in rows) for rows in (grid, asha)]

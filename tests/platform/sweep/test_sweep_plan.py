@@ -122,12 +122,3 @@ def test_the_digest_holds_the_search_but_not_the_budget(plan_of: PlanOf) -> None
 
 def test_a_sweep_changes_nothing_about_the_digest_of_a_run(plan_of: PlanOf) -> None:
     assert plan_of().loaded.digest == plan_of("sweep.seed=1").loaded.digest
-
-
-def test_a_grid_for_halving_is_shuffled_the_same_way_each_time(plan_of: PlanOf) -> None:
-    words = [f"sweep.space.{LR}.grid={[n / 1000 for n in range(1, 12)]}", "sweep.scheduler=asha"]
-    plan = plan_of(*words)
-    order = [plan.proposal(number)[LR] for number in range(11)]
-    assert order == [plan.proposal(number)[LR] for number in range(11)]
-    assert order != sorted(order)
-    assert sorted(order) == [n / 1000 for n in range(1, 12)]
