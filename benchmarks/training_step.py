@@ -2,11 +2,12 @@
 
 All three train the same model on the same rows with the same batch, optimiser, precision (fp32) and
 one thread a worker, with 1 worker and with 2. They are started together and take turns of a few
-steps (see `turns`); a sample is the mean time of a step in one turn, a ratio that of two turns of
-one round. A process keeps for its life the luck that it had with its place in memory, a few percent
-either way, so all are started anew several times. Heliostat reads its table while it trains and
-reports every step to its driver, with the tracker on; the bare loop has its rows in memory and
-prints the loss of every tenth step.
+steps (see `turns`), short ones, since the speed of a machine that others share changes within
+seconds; a sample is the mean time of a step in one turn, a ratio that of two turns of one round. A
+process keeps for its life the luck that it had with its place in memory, a few percent either way,
+so all are started anew several times. Heliostat reads its table while it trains and reports every
+step to its driver, with the tracker on; the bare loop has its rows in memory and prints the loss of
+every tenth step.
 
 The last turns give Heliostat's tree as a whole: driver, Ray's processes and workers.
 """
@@ -27,9 +28,9 @@ KINDS = ("heliostat", "bare", "trainer")
 
 def main() -> None:
     """Run the benchmark."""
-    parser = options(__doc__ or "", pairs=24)
+    parser = options(__doc__ or "", pairs=64)
     parser.add_argument("--starts", type=int, default=4, help="times that processes are started")
-    parser.add_argument("--steps", type=int, default=25, help="steps of a turn")
+    parser.add_argument("--steps", type=int, default=6, help="steps of a turn")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--size", choices=sorted(workload.SIZES), default="laptop")
     given = parser.parse_args()

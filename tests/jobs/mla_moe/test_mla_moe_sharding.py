@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import signal
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from mixture_task import small_task
-from trainings import Trainings, losses, meanwhile, saved_steps, signal_when
+from mixture_task import HeldMixture, small_task
+from trainings import Trainings, kill_when_held, losses, meanwhile, saved_steps, signal_when
 
 from heliostat.config.int_range import IntRange
 from heliostat.config.resources import ResourcesConfig
@@ -131,6 +132,34 @@ def test_a_training_goes_on_with_its_experts_on_another_number_of_workers(
         trained(train, task, 2, 2, 1, "resized")
     assert saved_steps(folder)[-1] < STEPS
     assert_same(trained(train, task, 1, 1, 1, "resized"), reference)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_that_holds_half_of_the_experts_is_replaced(
+    train: Trainings, task: MixtureLanguageModel, reference: FitResult, tmp_path: Path
+) -> None:
+    held = HeldMixture(**vars(task), notes=Location.of(tmp_path / "notes"))
+    assert held.notes is not None
+    folder = train.out / "killed" / "stages" / "lm"
+    with meanwhile(kill_when_held(held.notes, and_when=lambda: 4 in saved_steps(folder))):
+        result = trained(train, held, 2, 2, 1, "killed")
+    assert result.outcome.attempts == 2
+    assert_same(result, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_in_bf16_shared_experts_train_like_those_that_are_not(
+    train: Trainings, task: MixtureLanguageModel, stage: int
+) -> None:
+    config = dataclasses.replace(CONFIG, precision="bf16", zero=ZeroConfig(stage=stage))
+    found = []
+    for shared in (None, 2):
+        with train.run(None) as run:
+            found.append(losses(fit(task, config, run=run, resources=resources(2, shared))))
+    assert found[0][0] - found[0][-1] > 0.05
+    # Three digits of bf16, at a loss near 5.5.
+    assert found[1] == pytest.approx(found[0], abs=0.02)
 
 
 def test_stage_3_is_refused_in_one_sentence() -> None:
