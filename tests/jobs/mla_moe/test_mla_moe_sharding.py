@@ -148,7 +148,7 @@ def test_a_killed_worker_that_holds_half_of_the_experts_is_replaced(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [1, 2])
 def test_in_bf16_shared_experts_train_like_those_that_are_not(
     train: Trainings, task: MixtureLanguageModel, stage: int
 ) -> None:
@@ -157,9 +157,9 @@ def test_in_bf16_shared_experts_train_like_those_that_are_not(
     for shared in (None, 2):
         with train.run(None) as run:
             found.append(losses(fit(task, config, run=run, resources=resources(2, shared))))
-    assert found[0][0] - found[0][-1] > 0.05
-    # Three digits of bf16, at a loss near 5.5.
-    assert found[1] == pytest.approx(found[0], abs=0.02)
+    assert max(found[0]) - min(found[0]) > 0.08
+    # In bf16 another order of adding moves a token to another expert now and then.
+    assert found[1] == pytest.approx(found[0], abs=0.01)
 
 
 def test_stage_3_is_refused_in_one_sentence() -> None:
