@@ -7,8 +7,9 @@ bundle of language_model, and long documents of the user's own; its weights are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -56,19 +57,16 @@ def read(config: Config, trial: Trial) -> Mapping[str, float]:
     windows, batch = _windows(stream), config.evaluation.batch
     rope = PositionScheme("rope", log_n=bundle.log_n)
 
-    def score(text: torch.Tensor, under: PositionScheme, context: int) -> tuple[float, float]:
+    def score(text: torch.Tensor, under: PositionScheme, context: int) -> _Scores:
         return _mean_scores(bundle.model, text, under, length, context, batch)
 
-    near, _ = score(windows, scheme, length)
-    far, accuracy = score(windows, scheme, REACH * length)
-    plain, _ = score(windows, rope, length)
-    _, copied = score(repeated(windows), scheme, REACH * length)
+    near, far = score(windows, scheme, length), score(windows, scheme, REACH * length)
     return {
-        "nonrep_loss_L": near,
-        "nonrep_loss_8L": far,
-        "rise_at_L": near - plain,
-        "nonrep_acc_8L": accuracy,
-        "rep_acc_8L": copied,
+        "nonrep_loss_L": near.loss,
+        "nonrep_loss_8L": far.loss,
+        "rise_at_L": near.loss - score(windows, rope, length).loss,
+        "nonrep_acc_8L": far.accuracy,
+        "rep_acc_8L": score(repeated(windows), scheme, REACH * length).accuracy,
     }
 
 
@@ -99,9 +97,14 @@ def read_long_text(config: Config, trial: Trial) -> Mapping[str, float]:
         table.location, asked.expansion * length + 1, windows=asked.windows, seed=asked.seed
     )
     windows = _windows(stream)
-    near, _ = _mean_scores(found.model, windows, scheme, length, length, 1)
-    far, accuracy = _mean_scores(found.model, windows, scheme, length, asked.expansion * length, 1)
-    return {"loss_L": near, "loss_far": far, "accuracy_far": accuracy}
+    near = _mean_scores(found.model, windows, scheme, length, length, 1)
+    far = _mean_scores(found.model, windows, scheme, length, asked.expansion * length, 1)
+    return {
+        "loss_L": near.loss,
+        "loss_far": far.loss,
+        "error_far": far.error,
+        "accuracy_far": far.accuracy,
+    }
 
 
 def scheme_of(
@@ -152,6 +155,17 @@ def _windows(stream: Stream) -> torch.Tensor:
     return torch.stack([torch.from_numpy(row["input_ids"]) for row in rows])
 
 
+@dataclass(frozen=True)
+class _Scores:
+    """Over all windows."""
+
+    loss: float
+    """Nats."""
+    error: float
+    """Standard error of the loss over the windows; not a number for one window."""
+    accuracy: float
+
+
 @torch.inference_mode()
 def _mean_scores(
     model: LanguageModel,
@@ -160,8 +174,8 @@ def _mean_scores(
     train_length: int,
     context: int,
     batch: int,
-) -> tuple[float, float]:
-    """Mean loss (nats) and accuracy of the last L targets of all windows."""
+) -> _Scores:
+    """Means over the last L targets of all windows."""
     try:
         plan_for(model.config, scheme, train_length=train_length, length=context)
     except ValueError as error:
@@ -180,7 +194,9 @@ def _mean_scores(
         )
         losses.append(loss.double().mean(1))
         hits.append(hit.double().mean(1))
-    return float(torch.cat(losses).mean()), float(torch.cat(hits).mean())
+    by_window = torch.cat(losses)
+    error = float(by_window.std()) / math.sqrt(len(by_window)) if len(by_window) > 1 else math.nan
+    return _Scores(float(by_window.mean()), error, float(torch.cat(hits).mean()))
 
 
 TRIALS = {
@@ -195,7 +211,7 @@ TRIALS = {
         shared=open_texts,
         trial=read_long_text,
         keys=("scheme",),
-        metrics=("loss_far", "loss_L", "accuracy_far"),
+        metrics=("loss_far", "error_far", "loss_L", "accuracy_far"),
         uses_bundle=True,
     ),
 }
