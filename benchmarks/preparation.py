@@ -25,12 +25,12 @@ from benchmarks import workload
 from benchmarks.result import Measure, at_least, options, report
 from heliostat.data.stream import PackedStream
 from heliostat.storage import Location
+from jobs.corpora.tokenizer import TextCodec
 from jobs.support_templates.data import support_sim
 from jobs.support_templates.data.sim_config import SimConfig
 from jobs.support_templates.preparation import documents, redact_cases
 from jobs.support_templates.redaction.redactor import build_redactor
 from jobs.support_templates.split import SideRule
-from jobs.support_templates.tokenizer import TextCodec
 from jobs.support_templates.transcript import MESSAGE_SEPARATOR, ROLE_TAGS
 
 SEQ_LEN = 128

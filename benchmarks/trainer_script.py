@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from heliostat.train.task import Batch
-    from jobs.support_templates.tokenizer import TextCodec
+    from jobs.corpora.tokenizer import TextCodec
 
 
 def save_checkpoint(folder: Path, codec: TextCodec) -> None:
@@ -22,7 +22,7 @@ def save_checkpoint(folder: Path, codec: TextCodec) -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     from heliostat.storage import Location
-    from jobs.support_templates.tokenizer import write_codec
+    from jobs.corpora.tokenizer import write_codec
 
     config = GPTNeoXConfig(
         vocab_size=codec.vocab_size,

@@ -28,12 +28,12 @@ from heliostat.train.config import (
     ScheduleConfig,
 )
 from heliostat.train.task import Batch
+from jobs.corpora.tokenizer import FILE, TextCodec, codec_of, train_tokenizer
 from jobs.support_templates.data import support_sim
 from jobs.support_templates.data.sim_config import SimConfig
 from jobs.support_templates.preparation import documents, redact_cases
 from jobs.support_templates.split import SideRule
 from jobs.support_templates.tasks import LanguageModelling
-from jobs.support_templates.tokenizer import FILE, TextCodec, codec_of, train_tokenizer
 from models.decoder_config import gpt_neox_config
 from models.losses import IGNORED
 

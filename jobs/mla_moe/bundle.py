@@ -16,6 +16,7 @@ from heliostat.runs.card import Card
 from heliostat.runs.export import LogitProof
 from heliostat.runs.inputs import Input
 from heliostat.runs.run import Run
+from heliostat.serve.generation.hf_codec import FILES
 from heliostat.storage import Location
 from jobs.mla_moe.config import Config
 from jobs.mla_moe.data import Corpus, fingerprint
@@ -29,6 +30,8 @@ KIND = "mla_moe"
 EXPORTER = "jobs.mla_moe.bundle:export_language_model"
 DECODER = "decoder.json"
 TOKENS = "tokens.json"
+PIECES = "pieces"
+"""Tokens of the tokenizer that lies in the bundle."""
 TOLERANCE = 2e-5
 PROOF_ROWS = 64
 PROOF_LENGTH = 48
@@ -60,10 +63,11 @@ def save_language_model(
         parts={
             DECODER: asdict(trained.task.decoder),
             TOKENS: {
-                "kind": tokens or ("bytes" if config.data.train is None else "ids"),
+                "kind": _kind(config, corpus, tokens),
                 "end_of_text": config.data.end_of_text,
                 "trained_length": config.data.length,
             },
+            **(corpus.tokenizer or {}),
         },
         card=_card(config, run, trained, inputs),
         kind=KIND,
@@ -71,6 +75,12 @@ def save_language_model(
     )
     run.register(folder, version)
     return folder
+
+
+def _kind(config: Config, corpus: Corpus, tokens: str | None) -> str:
+    if corpus.tokenizer is not None:
+        return PIECES
+    return tokens or ("bytes" if config.data.train is None else "ids")
 
 
 def bundle_decoder(bundle: Bundle) -> DecoderConfig:
@@ -95,8 +105,12 @@ def open_language_model(bundle: Bundle) -> DecoderLM:
 
 
 def export_language_model(bundle: Bundle, folder: Path) -> LogitProof:
-    """Write config and weights as transformers reads them, and compare logits."""
+    """Write config, weights and tokenizer as transformers reads them, and compare logits."""
     end_of_text = cast(int, bundle.json(TOKENS)["end_of_text"])
+    if bundle.json(TOKENS)["kind"] == PIECES:
+        for name in FILES:
+            if (bundle.folder / name).is_file():
+                (folder / name).write_bytes((bundle.folder / name).read_bytes())
     return export_decoder(open_language_model(bundle), folder, end_of_text)
 
 

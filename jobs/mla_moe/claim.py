@@ -67,7 +67,7 @@ def claim(config: Config, run: Run) -> RunSummary:
             f"model.source is {config.model.source}, but every arm of the claim begins with random "
             "weights: leave it out"
         )
-    corpus = open_corpus(config.data, run)
+    corpus = open_corpus(config, run)
     measured = Measurements(run, [Location.of(file) for file in config.claim.measured])
     seeds = config.claim.seeds
     planned = [arm for seed in seeds for arm in arms(config, seed)]
@@ -129,6 +129,9 @@ def _decides(arm: Arm, corpus: Corpus) -> dict[str, object]:
     config = asdict(arm.config)
     for unrelated in (*MAY_DIFFER, "claim"):
         config.pop(unrelated)
+    if arm.config.data.tokenizer is None:
+        # What is measured with bytes stays what it was before there were tokenizers.
+        config["data"].pop("tokenizer")
     workers = arm.config.resources
     return {
         "config": config,

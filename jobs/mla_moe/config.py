@@ -21,6 +21,11 @@ from jobs.mla_moe.model_config import ModelConfig, decoder_config
 EXPORTS = ("auto", "deepseek_v2", "deepseek_v3", "none")
 
 
+BPE = "bpe"
+SMALLEST_BPE = 258
+"""The bytes, the token between documents and the one that pads."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What the model learns from."""
@@ -28,7 +33,11 @@ class DataConfig:
     collection: str = field(
         default="standard_library", metadata={"choices": ("standard_library", "transformers")}
     )
-    """Python sources as bytes: of the interpreter's own library, or of an installed package."""
+    """Python sources: of the interpreter's own library, or of an installed package."""
+    tokenizer: str | None = None
+    """null: every byte is a token; `bpe`: model.vocab_size pieces, learnt from the sources that are
+    trained on; or a folder with the tokenizer.json of the sources, or of your own tables, which the
+    bundle then takes along."""
     train: str | None = None
     """Table with a column `tokens` to train on instead; given together with test."""
     test: str | None = None
@@ -53,6 +62,11 @@ class DataConfig:
         if (self.train is None) != (self.test is None):
             raise ConfigError(
                 f"train is {self.train} and test is {self.test}: give both or neither"
+            )
+        if self.tokenizer == BPE and self.train is not None:
+            raise ConfigError(
+                f"tokenizer is {BPE}, which is learnt from Python sources, but train is "
+                f"{self.train}: name the folder of the tokenizer that made the table"
             )
         if self.targets is not None and self.train is None:
             raise ConfigError(
@@ -133,6 +147,16 @@ class Config:
             raise ConfigError(
                 f"data.end_of_text is {self.data.end_of_text}, but model.vocab_size is "
                 f"{self.model.vocab_size}"
+            )
+        if self.data.tokenizer == BPE and self.data.end_of_text != 0:
+            raise ConfigError(
+                f"data.end_of_text is {self.data.end_of_text}, but the token that ends a text is 0 "
+                f"where data.tokenizer is {BPE}"
+            )
+        if self.data.tokenizer == BPE and self.model.vocab_size <= SMALLEST_BPE:
+            raise ConfigError(
+                f"data.tokenizer is {BPE} and model.vocab_size is {self.model.vocab_size}: "
+                f"expected more than {SMALLEST_BPE}, as in model.vocab_size=4096"
             )
         if self.data.length > self.model.max_positions:
             raise ConfigError(

@@ -20,13 +20,14 @@ from heliostat.serve.contract import Example, Page
 from heliostat.serve.errors import ApiError
 from heliostat.serve.generation.byte_codec import ByteCodec
 from heliostat.serve.generation.config import GenerationConfig
+from heliostat.serve.generation.hf_codec import HfCodec
 from heliostat.serve.generation.intake import LanguageService
 from heliostat.serve.generation.native_routes import native_router
 from heliostat.serve.generation.openai_routes import openai_router
 from heliostat.serve.generation.served import NamedModel, ServedLanguageModel
 from heliostat.serve.generation.wire import OwnText, OwnTokens
 from heliostat.serve.service import Service
-from jobs.mla_moe.bundle import TOKENS, open_language_model
+from jobs.mla_moe.bundle import PIECES, TOKENS, open_language_model
 from jobs.mla_moe.config import Config
 from models.balance import max_violation
 from models.decoder import DecoderLM
@@ -87,6 +88,19 @@ def endpoint(config: Config) -> MixtureEndpoint:
     return MixtureEndpoint(config.generation, config.serve.device)
 
 
+def _codec(bundle: Bundle) -> ByteCodec | HfCodec:
+    tokens = bundle.json(TOKENS)
+    if tokens["kind"] == PIECES:
+        return HfCodec(bundle.folder)
+    if tokens["kind"] == "bytes":
+        return ByteCodec(frozenset({cast(int, tokens["end_of_text"])}))
+    raise BundleError(
+        f"{bundle.source} was trained on token ids whose tokenizer is not in it: train with "
+        "data.tokenizer, or export it, put its tokenizer.json into the folder and serve that with "
+        "language_model"
+    )
+
+
 class MixtureEndpoint:
     """A language model with experts over HTTP."""
 
@@ -98,12 +112,8 @@ class MixtureEndpoint:
         self._generation, self._device = generation, device
 
     def open(self, bundle: Bundle) -> ServedLanguageModel:
-        """Load a version; a model of ids that are no bytes has no text to serve."""
-        if bundle.json(TOKENS)["kind"] != "bytes":
-            raise BundleError(
-                f"{bundle.source} was trained on token ids whose tokenizer is not in it: export "
-                "it, put its tokenizer.json into the folder and serve that with language_model"
-            )
+        """Load a version; a model of ids whose tokenizer is not there has no text to serve."""
+        codec = _codec(bundle)
         model = open_language_model(bundle).to(self._device)
 
         def build(variant: Hashable) -> PagedLM:
@@ -120,7 +130,6 @@ class MixtureEndpoint:
             )
 
         about = {"layers": model.config.layers, "context": model.config.max_positions}
-        codec = ByteCodec(frozenset({cast(int, bundle.json(TOKENS)["end_of_text"])}))
         return ServedLanguageModel(NamedModel(NAME, codec, build, about, model), self._generation)
 
     def router(self, service: Service) -> APIRouter:

@@ -24,7 +24,7 @@ __all__ = ["FitPlan", "claim", "plan", "run"]
 def run(config: Config, run: Run) -> RunSummary:
     """Prepare the text, train, measure, save, report."""
     start = open_source(config, run)
-    corpus = open_corpus(config.data, run)
+    corpus = open_corpus(config, run)
     trained = train(config, run, corpus, start_from=None if start is None else start.weights)
     inputs = corpus.inputs if start is None else (*corpus.inputs, start.origin)
     tokens = None if start is None else start.tokens

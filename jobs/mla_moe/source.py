@@ -14,7 +14,7 @@ from heliostat.runs.manifest import MANIFEST_NAME
 from heliostat.runs.run import Run
 from heliostat.storage import Location
 from heliostat.train.weights import FILE, write_weights
-from jobs.mla_moe.bundle import KIND, TOKENS, bundle_decoder
+from jobs.mla_moe.bundle import KIND, PIECES, TOKENS, bundle_decoder
 from jobs.mla_moe.config import Config
 from jobs.mla_moe.model_config import decoder_config
 from jobs.pretrained.hf_folder import convert_weights, read_decoder_config
@@ -34,7 +34,7 @@ class Start:
     decoder: DecoderConfig
     """Its shape."""
     tokens: str | None
-    """What its tokens are, `bytes` or `ids`; None where it does not say."""
+    """What its tokens are, `bytes`, `ids` or `pieces`; None where it does not say."""
     origin: Input
     """For card and report."""
 
@@ -55,17 +55,33 @@ def open_source(config: Config, run: Run) -> Start | None:
         bundle = load_bundle(place, KIND)
         decoder = bundle_decoder(bundle)
         require_shape(config, decoder)
+        tokens = str(bundle.json(TOKENS)["kind"])
+        _require_tokens(config, source, tokens)
         kept = run.cache / f"bundle-{bundle.version}"
         if not (kept / FILE).exists():
             write_weights(kept, bundle.weights(), {"source": source})
         what = f"bundle {source}, version {bundle.version}"
-        tokens = str(bundle.json(TOKENS)["kind"])
         return Start(kept, decoder, tokens, Input("first weights", "real", what, "of the bundle"))
     folder = find_checkpoint(source, run.cache)
     decoder = read_decoder_config(folder)
     require_shape(config, decoder)
     origin = Input("first weights", "real", f"checkpoint {source}", "of its publisher")
     return Start(convert_weights(folder, decoder, run.cache), decoder, None, origin)
+
+
+def _require_tokens(config: Config, source: str, tokens: str) -> None:
+    """Refuse text whose tokens are not those that a bundle was trained on."""
+    given = config.data.tokenizer
+    if tokens == PIECES and given != source:
+        raise ConfigError(
+            f"model.source is {source}, which reads the tokens of its own tokenizer, but "
+            f"data.tokenizer is {given or 'null'}: data.tokenizer={source}"
+        )
+    if tokens == "bytes" and given is not None:
+        raise ConfigError(
+            f"model.source is {source}, which reads bytes, but data.tokenizer is {given}: leave it "
+            "out"
+        )
 
 
 def require_shape(config: Config, found: DecoderConfig) -> None:

@@ -27,7 +27,7 @@ from models.decoder_config import decoder_config_from
 
 def prepare(config: Config, run: Run) -> Shared:
     """The text, prepared once."""
-    corpus = open_corpus(config.data, run)
+    corpus = open_corpus(config, run)
     places: dict[str, object] = {"train": corpus.train.uri, "test": corpus.test.uri}
     start = open_source(config, run)
     if start is None:

@@ -195,8 +195,12 @@ def _mean_scores(
         losses.append(loss.double().mean(1))
         hits.append(hit.double().mean(1))
     by_window = torch.cat(losses)
-    error = float(by_window.std()) / math.sqrt(len(by_window)) if len(by_window) > 1 else math.nan
-    return _Scores(float(by_window.mean()), error, float(torch.cat(hits).mean()))
+    spread = float(by_window.std()) if len(by_window) > 1 else math.nan
+    return _Scores(
+        loss=float(by_window.mean()),
+        error=spread / math.sqrt(len(by_window)),
+        accuracy=float(torch.cat(hits).mean()),
+    )
 
 
 TRIALS = {

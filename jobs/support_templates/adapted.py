@@ -13,10 +13,10 @@ from heliostat.errors import DataError, UserError
 from heliostat.runs.run import Run
 from heliostat.storage import Location
 from heliostat.train.weights import ABOUT, read_weights, write_weights
+from jobs.corpora.tokenizer import write_codec
 from jobs.support_templates.config import RANDOM_WEIGHTS, Config
 from jobs.support_templates.pipeline import Base, Conversations, adapt
 from jobs.support_templates.run_report import Adaptation, adaptation_of
-from jobs.support_templates.tokenizer import write_codec
 from models.hf_config import to_hf_config
 from models.hf_layout import to_hf
 

@@ -25,12 +25,12 @@ from heliostat.runs.export import LogitProof
 from heliostat.runs.inputs import Input
 from heliostat.runs.run import Run
 from heliostat.storage import Location
+from jobs.corpora.tokenizer import FILE, TextCodec, load_codec
 from jobs.support_templates.config import Config
 from jobs.support_templates.contexts import ContextConfig
 from jobs.support_templates.data.rows import Template
 from jobs.support_templates.label_map import LabelMap, check_head_width, label_map_from_json
 from jobs.support_templates.pipeline import Base, Classifier, Conversations, Labelled
-from jobs.support_templates.tokenizer import FILE, TextCodec, load_codec
 from models.classifier import DecoderClassifier, Pooling
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig

@@ -23,9 +23,10 @@ from datetime import datetime
 from typing import Literal
 
 from heliostat.errors import ConfigError, DataError
+from jobs.corpora.tokenizer import Encode
 from jobs.support_templates.data.rows import Case, Message
 from jobs.support_templates.split import Side
-from jobs.support_templates.transcript import MESSAGE_SEPARATOR, ROLE_TAGS, Encode, tagged
+from jobs.support_templates.transcript import MESSAGE_SEPARATOR, ROLE_TAGS, tagged
 
 Separator = Literal["newline", "end-of-text"]
 

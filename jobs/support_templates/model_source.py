@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from heliostat.data.pretrained import find_checkpoint
 from heliostat.errors import DataError
 from heliostat.storage import Location
+from jobs.corpora.tokenizer import TextCodec, load_codec
 from jobs.pretrained.hf_folder import convert_weights, read_decoder_config
-from jobs.support_templates.tokenizer import TextCodec, load_codec
 from models.decoder_config import DecoderConfig
 
 

@@ -27,6 +27,13 @@ from heliostat.storage import Location
 from heliostat.train.fit import FitResult, fit
 from heliostat.train.predict import Predictor, predict
 from heliostat.train.task import Batch
+from jobs.corpora.tokenizer import (
+    FILE,
+    TextCodec,
+    load_codec,
+    train_tokenizer,
+    write_codec,
+)
 from jobs.support_templates.config import (
     RANDOM_WEIGHTS,
     ClassifierStage,
@@ -60,13 +67,6 @@ from jobs.support_templates.split import (
     drawn,
 )
 from jobs.support_templates.tasks import LanguageModelling, TemplateClassification
-from jobs.support_templates.tokenizer import (
-    FILE,
-    TextCodec,
-    load_codec,
-    train_tokenizer,
-    write_codec,
-)
 from models.decoder_config import DecoderConfig
 
 VALIDATION_PARAGRAPHS = 400
@@ -430,6 +430,7 @@ def general_documents(config: Config, run: Run) -> Location:
         corpus = general_corpus(config.general.max_characters)
         texts = list(corpus.paragraphs)
         held_out = max(1, min(VALIDATION_PARAGRAPHS, len(texts) // 10))
+        # It never sees the domain, so that stage 1 is not helped by a vocabulary made for it.
         codec = train_tokenizer(texts[held_out:], config.model.vocab_size)
         if codec.vocab_size != config.model.vocab_size:
             raise DataError(
@@ -447,7 +448,7 @@ def general_documents(config: Config, run: Run) -> Location:
 
 
 def _remote_codec(folder: Location) -> TextCodec:
-    from jobs.support_templates.tokenizer import codec_of
+    from jobs.corpora.tokenizer import codec_of
 
     return codec_of((folder / FILE).read_text(), folder.uri)
 

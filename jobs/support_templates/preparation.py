@@ -24,12 +24,13 @@ import pyarrow.compute as pc
 from heliostat.data.prepare import Outcome, PreparationKey, Rejected, code_of, content_of, prepare
 from heliostat.data.table import Table
 from heliostat.storage import Location
+from jobs.corpora import tokenizer
+from jobs.corpora.tokenizer import TextCodec
 from jobs.support_templates import (
     case_redaction,
     contexts,
     samples,
     split,
-    tokenizer,
     transcript,
     transcript_tokens,
 )
@@ -41,7 +42,6 @@ from jobs.support_templates.data.rows import Case, Message
 from jobs.support_templates.redaction.redactor import build_redactor
 from jobs.support_templates.samples import SAMPLE_SCHEMA, sample_table
 from jobs.support_templates.split import SideRule
-from jobs.support_templates.tokenizer import TextCodec
 from jobs.support_templates.transcript_tokens import TOKENS, TranscriptTokeniser
 
 BATCH_CASES = 512

@@ -10,16 +10,9 @@ redacts: texts arrive redacted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 from jobs.support_templates.data.rows import Message, Role
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-Encode = Callable[[Sequence[str]], list[list[int]]]
-"""Turns texts into token lists, one for each text."""
 
 ROLE_TAGS: Mapping[Role, str] = {
     "customer": "<CUSTOMER>",
@@ -37,23 +30,3 @@ def tagged(message: Message) -> str:
 def transcript(messages: Iterable[Message]) -> str:
     """A whole case in the layout of stage 1."""
     return MESSAGE_SEPARATOR.join(tagged(message) for message in messages)
-
-
-def ordinary_encoder(tokenizer: Tokenizer) -> Encode:
-    """An encoder under which nothing that a customer types becomes a special token.
-
-    A tokenizer recognises its special tokens inside text, so a message that contains the letters
-    `<|endoftext|>` would end its document, and one that contains the pad token would move the
-    position at which the classifier pools. The encoder works on a copy in which those letters are
-    ordinary text, and adds no special tokens of its own.
-    """
-    own = type(tokenizer).from_str(tokenizer.to_str())
-    own.encode_special_tokens = True
-    own.no_padding()
-    own.no_truncation()
-
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        encodings = own.encode_batch(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
-
-    return encode

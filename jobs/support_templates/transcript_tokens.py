@@ -25,8 +25,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.corpora.tokenizer import TextCodec
 from jobs.support_templates.data.rows import ROLES
-from jobs.support_templates.tokenizer import TextCodec
 from jobs.support_templates.transcript import MESSAGE_SEPARATOR, ROLE_TAGS
 
 Tokens = npt.NDArray[np.uint16]

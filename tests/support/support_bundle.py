@@ -14,13 +14,13 @@ from heliostat.runs.bundle import save_bundle
 from heliostat.runs.card import Card
 from heliostat.runs.inputs import Input
 from heliostat.storage import Location
+from jobs.corpora.tokenizer import train_tokenizer
 from jobs.support_templates.bundle import EXPORTER, KIND
 from jobs.support_templates.contexts import ContextConfig
 from jobs.support_templates.data.sim_config import SimConfig
 from jobs.support_templates.data.support_sim import simulate, templates
 from jobs.support_templates.label_map import LabelMap
 from jobs.support_templates.redaction.redactor import REDACTOR_VERSION
-from jobs.support_templates.tokenizer import train_tokenizer
 from models.classifier import DecoderClassifier
 from models.decoder import Decoder
 from models.decoder_config import gpt_neox_config

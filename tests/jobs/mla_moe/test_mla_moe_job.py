@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import requests
 import torch
+from served_lm import serving_lm
 
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
@@ -16,9 +18,12 @@ from heliostat.runs.bundle import load_bundle
 from heliostat.runs.export import export_bundle
 from heliostat.runs.run import Run
 from heliostat.runs.summary import RunSummary
+from heliostat.serve.generation.config import GenerationConfig
+from heliostat.serve.generation.hf_codec import HfCodec
 from heliostat.storage import Location
 from jobs.mla_moe.bundle import open_language_model
 from jobs.mla_moe.claim import claim
+from jobs.mla_moe.endpoint import MixtureEndpoint
 from jobs.mla_moe.job import run as run_job
 
 SMALL = [
@@ -138,6 +143,70 @@ def test_a_long_context_stage_begins_with_the_weights_that_were_trained(
         # The bias took one more step.
         tolerance = 0.0101 if name in biases else 1e-7
         torch.testing.assert_close(after[name], value, atol=tolerance, rtol=0)
+
+
+PIECES = ("data.tokenizer=bpe", "model.vocab_size=600")
+
+
+@pytest.fixture(scope="module")
+def in_pieces(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return ran(tmp_path_factory.mktemp("pieces"), *PIECES)
+
+
+def test_a_model_of_pieces_takes_its_tokenizer_along(in_pieces: Finished, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    text = "def main(value):\n    return value\n"
+    bundle = load_bundle(in_pieces.folder / "bundle")
+    ids = HfCodec(bundle.folder).encode(text)
+    assert len(ids) < len(text) / 1.5
+    assert 4 < json.loads((in_pieces.folder / "result.json").read_text())["metrics"]["loss"] < 7
+    export_bundle(bundle, Location.of(tmp_path / "hf"))
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf").encode(text) == ids
+    endpoint = MixtureEndpoint(GenerationConfig(cache_tokens=1000, prefill_chunk=32))
+    place = Path((in_pieces.folder / "bundle").uri)
+    with serving_lm([(place, 100.0)], endpoint=endpoint) as served:
+        answers = [
+            requests.post(f"{served.url}/mla_moe/v1/{path}", json=body, timeout=60).json()
+            for path, body in (
+                ("score", {"text": text}),
+                ("completions", {"prompt": text, "max_tokens": 8}),
+            )
+        ]
+    assert answers[0]["n_tokens"] == len(ids) - 1
+    choice = answers[1]["choices"][0]
+    pieces = b"".join(map(HfCodec(bundle.folder).token_bytes, choice["tokens"]))
+    assert choice["text"] == pieces.decode(errors="replace")
+
+
+def test_a_training_goes_on_in_the_tokens_that_it_began_with(
+    finished: Finished, in_pieces: Finished, tmp_path: Path
+) -> None:
+    place = (in_pieces.folder / "bundle").uri
+    begin = (f"model.source={place}", "model.vocab_size=600", "fit.steps=1")
+    with pytest.raises(ConfigError, match=f"data.tokenizer is null: data.tokenizer={place}"):
+        ran(tmp_path / "bytes", *begin)
+    gone_on = ran(tmp_path / "on", *begin, f"data.tokenizer={place}", "fit.schedule.warmup_steps=0")
+    assert load_bundle(gone_on.folder / "bundle").json("tokens.json")["kind"] == "pieces"
+    read_bytes = (finished.folder / "bundle").uri
+    with pytest.raises(ConfigError, match=r"which reads bytes, but data\.tokenizer is"):
+        ran(tmp_path / "pieces", f"model.source={read_bytes}", f"data.tokenizer={place}",
+            "model.vocab_size=600")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["data.tokenizer=bpe"], r"model\.vocab_size is 256: expected more than 258, as in"),
+        (
+            ["data.tokenizer=bpe", "data.train=/a", "data.test=/b"],
+            "name the folder of the tokenizer that made the table",
+        ),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_is_refused(changes: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(find_job("mla_moe"), "toy", changes)
 
 
 @pytest.mark.parametrize(

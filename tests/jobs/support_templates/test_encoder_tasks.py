@@ -24,6 +24,7 @@ from heliostat.train.config import FitConfig, OptimizerConfig
 from heliostat.train.history import read_history
 from heliostat.train.task import Batch, Task
 from heliostat.train.weights import write_weights
+from jobs.corpora.tokenizer import load_codec, train_tokenizer
 from jobs.support_templates.config import (
     ClassifierStage,
     Config,
@@ -44,7 +45,6 @@ from jobs.support_templates.encoder_baseline import (
 from jobs.support_templates.encoder_tasks import EncoderClassification, MaskedLanguageModelling
 from jobs.support_templates.pipeline import Base, general_documents, label, open_conversations
 from jobs.support_templates.tasks import LanguageModelling, TemplateClassification
-from jobs.support_templates.tokenizer import load_codec, train_tokenizer
 from models.decoder_config import gpt_neox_config
 from models.encoder import EncoderConfig
 from tests.support.token_tables import (

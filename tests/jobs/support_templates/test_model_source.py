@@ -14,8 +14,8 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaFo
 from heliostat.errors import ConfigError, DataError
 from heliostat.storage import Location
 from heliostat.train.weights import load_weights
+from jobs.corpora.tokenizer import train_tokenizer, write_codec
 from jobs.support_templates.model_source import open_pretrained
-from jobs.support_templates.tokenizer import train_tokenizer, write_codec
 from models.decoder import DecoderLM
 
 VOCABULARY = 300

@@ -19,6 +19,7 @@ from heliostat.data.stream import PackedStream
 from heliostat.data.table import Table, TableWriter
 from heliostat.errors import DataError
 from heliostat.storage import Location
+from jobs.corpora.tokenizer import TextCodec, train_tokenizer
 from jobs.support_templates.contexts import ContextConfig
 from jobs.support_templates.data.schema import read_cases, read_templates
 from jobs.support_templates.data.sim_config import POOLS, SimConfig
@@ -39,7 +40,6 @@ from jobs.support_templates.split import (
     check_no_shared_case,
 )
 from jobs.support_templates.tasks import LanguageModelling
-from jobs.support_templates.tokenizer import TextCodec, train_tokenizer
 from jobs.support_templates.transcript import transcript
 from models.decoder_config import gpt_neox_config
 

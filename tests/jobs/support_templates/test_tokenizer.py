@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from heliostat.errors import DataError
 from heliostat.storage import Location
-from jobs.support_templates.tokenizer import (
+from jobs.corpora.tokenizer import (
     END_OF_TEXT,
     PADDING,
     codec_of,

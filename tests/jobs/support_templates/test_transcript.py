@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from jobs.corpora.tokenizer import ordinary_encoder
 from jobs.support_templates.data.rows import Message
-from jobs.support_templates.transcript import ordinary_encoder, transcript
+from jobs.support_templates.transcript import transcript
 
 
 def byte_level_tokenizer() -> Tokenizer:

@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from heliostat.data.prepare import Rejected
 from heliostat.data.table import TableWriter
 from heliostat.storage import Location
+from jobs.corpora.tokenizer import TextCodec, codec_of, train_tokenizer
 from jobs.support_templates.case_redaction import REDACTED_SCHEMA
 from jobs.support_templates.data.rows import Message
 from jobs.support_templates.preparation import TokeniseTranscripts
-from jobs.support_templates.tokenizer import TextCodec, codec_of, train_tokenizer
 from jobs.support_templates.transcript import transcript
 from jobs.support_templates.transcript_tokens import TranscriptTokeniser, cuts_at_newlines
 

@@ -1,14 +1,13 @@
-"""The tokenizer: a byte-level BPE trained on general text, or the one that a checkpoint brings.
+"""The tokenizer of a job: a byte-level BPE that it trains, or the one that a checkpoint brings.
 
-The tokenizer of stage 0 never sees the domain, so that domain-adaptive pretraining is not helped by
-a vocabulary made for it. Its first two ids are the end-of-text and the padding token; the padding
-token is a special token that no text encodes to.
+The first two ids of one that is trained here are the end-of-text and the padding token, special
+tokens that no text encodes to.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -17,10 +16,12 @@ from typing import TYPE_CHECKING
 
 from heliostat.errors import DataError
 from heliostat.storage import Location
-from jobs.support_templates.transcript import Encode, ordinary_encoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+Encode = Callable[[Sequence[str]], list[list[int]]]
+"""Turns texts into token lists, one for each text."""
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
@@ -66,6 +67,26 @@ class TextCodec:
         return {name: getattr(self, name) for name in ("json_text", "end_of_text", "pad")}
 
 
+def ordinary_encoder(tokenizer: Tokenizer) -> Encode:
+    """An encoder under which nothing that somebody wrote becomes a special token.
+
+    A tokenizer recognises its special tokens inside text, so a text that contains the letters
+    `<|endoftext|>` would end its document, and one that contains the pad token would move the
+    position at which a classifier pools. The encoder works on a copy in which those letters are
+    ordinary text, and adds no special tokens of its own.
+    """
+    own = type(tokenizer).from_str(tokenizer.to_str())
+    own.encode_special_tokens = True
+    own.no_padding()
+    own.no_truncation()
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        encodings = own.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    return encode
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextCodec:
     """A byte-level BPE of `vocab_size` ids, special tokens included."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -80,7 +101,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextCodec:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return codec_of(tokenizer.to_str(), "the tokenizer of stage 0")
+    return codec_of(tokenizer.to_str(), "the tokenizer made here")
 
 
 def codec_of(json_text: str, where: str) -> TextCodec:
@@ -115,11 +136,16 @@ def load_codec(folder: Path) -> TextCodec:
     return codec_of(path.read_text(encoding="utf-8"), str(path))
 
 
-def write_codec(codec: TextCodec, folder: Location) -> None:
-    """Write the tokenizer where `load_codec` and Hugging Face find it."""
-    (folder / FILE).write_text(codec.json_text)
+def codec_files(codec: TextCodec) -> dict[str, str]:
+    """The files in which `load_codec` and Hugging Face find the tokenizer: names and texts."""
     names = {index: text for text, index in codec.tokenizer.get_vocab().items()}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": names[codec.end_of_text]}
     if codec.pad is not None:
         settings["pad_token"] = names[codec.pad]
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+    return {FILE: codec.json_text, "tokenizer_config.json": json.dumps(settings, indent=1)}
+
+
+def write_codec(codec: TextCodec, folder: Location) -> None:
+    """Write the tokenizer into a folder."""
+    for name, text in codec_files(codec).items():
+        (folder / name).write_text(text)
