@@ -54,9 +54,9 @@ def open_source(config: Config, run: Run) -> Start | None:
     if (place / MANIFEST_NAME).exists():
         bundle = load_bundle(place, KIND)
         decoder = bundle_decoder(bundle)
-        require_shape(config, decoder)
         tokens = str(bundle.json(TOKENS)["kind"])
         _require_tokens(config, source, tokens)
+        require_shape(config, decoder)
         kept = run.cache / f"bundle-{bundle.version}"
         if not (kept / FILE).exists():
             write_weights(kept, bundle.weights(), {"source": source})

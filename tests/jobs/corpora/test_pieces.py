@@ -39,7 +39,7 @@ def test_every_document_comes_back_from_its_pieces(table: Table, tmp_path: Path)
     assert pieces.column("path").to_pylist() == table.column("path").to_pylist()
     tokens = pieces.column("tokens").to_pylist()
     assert [codec.tokenizer.decode(ids) for ids in tokens] == TEXTS
-    assert sum(map(len, tokens)) < sum(len(text.encode()) for text in TEXTS) / 3
+    assert sum(map(len, tokens)) < sum(len(text.encode()) for text in TEXTS) / 2
     # Nothing that a file says ends its document.
     assert all(codec.end_of_text not in ids and codec.pad not in ids for ids in tokens)
 
@@ -48,7 +48,7 @@ def test_it_is_learnt_and_done_once(table: Table, tmp_path: Path) -> None:
     cache = Location.of(tmp_path)
     first = learn_pieces(table, 300, cache)
     (kept,) = [file for file in cache.list() if file.name.startswith("bpe-")]
-    kept.write_text(first.json_text.replace('"version": "1.0"', '"version":  "1.0"'))
+    kept.write_text(first.json_text.replace('{"version":', '{ "version":'))
     again = learn_pieces(table, 300, cache)
     assert again.json_text != first.json_text
     assert as_pieces(table, first, cache).location == as_pieces(table, first, cache).location

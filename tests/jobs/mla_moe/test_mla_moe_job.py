@@ -173,7 +173,7 @@ def test_a_model_of_pieces_takes_its_tokenizer_along(in_pieces: Finished, tmp_pa
                 ("completions", {"prompt": text, "max_tokens": 8}),
             )
         ]
-    assert answers[0]["n_tokens"] == len(ids) - 1
+    assert answers[0]["n_tokens"] == len(ids)
     choice = answers[1]["choices"][0]
     pieces = b"".join(map(HfCodec(bundle.folder).token_bytes, choice["tokens"]))
     assert choice["text"] == pieces.decode(errors="replace")
