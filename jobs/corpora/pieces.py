@@ -13,6 +13,7 @@ from heliostat.data.prepare import Outcome, PreparationKey, code_of, prepare
 from heliostat.data.table import Table
 from heliostat.errors import DataError
 from heliostat.storage import Location
+from jobs.corpora import tokenizer
 from jobs.corpora.tokenizer import TextCodec, codec_of, train_tokenizer
 
 _ROWS_PER_CHUNK = 128
@@ -29,7 +30,7 @@ def learn_pieces(table: Table, vocab_size: int, cache: Location) -> TextCodec:
     Raises:
         DataError: the documents have fewer pieces than that.
     """
-    kept = cache / f"bpe-{table.fingerprint[:16]}-{vocab_size}.json"
+    kept = cache / f"bpe-{table.fingerprint[:16]}-{code_of(tokenizer)[:8]}-{vocab_size}.json"
     if kept.exists():
         return codec_of(kept.read_text(), kept.uri)
     chunks = (_texts(table, rows) for rows in _chunks(table))
@@ -54,7 +55,7 @@ def as_pieces(table: Table, codec: TextCodec, cache: Location, *, workers: int =
     """
     key = PreparationKey(
         content=table.fingerprint,
-        code=code_of(sys.modules[__name__]),
+        code=code_of(sys.modules[__name__], tokenizer),
         tokenizer=codec.fingerprint,
     )
     return prepare(

@@ -22,6 +22,7 @@ EXPORTS = ("auto", "deepseek_v2", "deepseek_v3", "none")
 
 
 BPE = "bpe"
+LARGEST_BPE = 2**16
 SMALLEST_BPE = 258
 """The bytes, the token between documents and the one that pads."""
 
@@ -148,16 +149,8 @@ class Config:
                 f"data.end_of_text is {self.data.end_of_text}, but model.vocab_size is "
                 f"{self.model.vocab_size}"
             )
-        if self.data.tokenizer == BPE and self.data.end_of_text != 0:
-            raise ConfigError(
-                f"data.end_of_text is {self.data.end_of_text}, but the token that ends a text is 0 "
-                f"where data.tokenizer is {BPE}"
-            )
-        if self.data.tokenizer == BPE and self.model.vocab_size <= SMALLEST_BPE:
-            raise ConfigError(
-                f"data.tokenizer is {BPE} and model.vocab_size is {self.model.vocab_size}: "
-                f"expected more than {SMALLEST_BPE}, as in model.vocab_size=4096"
-            )
+        if self.data.tokenizer == BPE:
+            self._check_bpe()
         if self.data.length > self.model.max_positions:
             raise ConfigError(
                 f"data.length is {self.data.length}, but model.max_positions is "
@@ -172,6 +165,24 @@ class Config:
         self._check_gate()
         self._check_export()
         self._check_expert_parallel()
+
+    def _check_bpe(self) -> None:
+        if self.model.source is not None:
+            raise ConfigError(
+                f"data.tokenizer is {BPE}, but model.source is {self.model.source}, which knows "
+                "the tokens that it was trained on: name the folder of their tokenizer"
+            )
+        if self.data.end_of_text != 0:
+            raise ConfigError(
+                f"data.end_of_text is {self.data.end_of_text}, but the token that ends a text is 0 "
+                f"where data.tokenizer is {BPE}"
+            )
+        if not SMALLEST_BPE < self.model.vocab_size <= LARGEST_BPE:
+            raise ConfigError(
+                f"data.tokenizer is {BPE} and model.vocab_size is {self.model.vocab_size}: "
+                f"expected more than {SMALLEST_BPE} and at most {LARGEST_BPE}, as in "
+                "model.vocab_size=4096"
+            )
 
     def _check_gate(self) -> None:
         gate = self.model.experts.gate

@@ -16,8 +16,9 @@ from pathlib import Path
 from heliostat.data.stream import PackedStream, Sample
 from heliostat.data.table import Table
 from heliostat.errors import BundleError, ConfigError
-from heliostat.runs.bundle import Part
+from heliostat.runs.bundle import Part, load_bundle
 from heliostat.runs.inputs import Input
+from heliostat.runs.manifest import MANIFEST_NAME
 from heliostat.runs.run import Run
 from heliostat.serve.generation.hf_codec import FILES, HfCodec
 from heliostat.storage import Location
@@ -86,8 +87,13 @@ def _named(config: Config) -> tuple[TextCodec, Mapping[str, Path]] | None:
     name, end_of_text = config.data.tokenizer, config.data.end_of_text
     if name is None or name == BPE:
         return None
-    folder = Path(name).expanduser()
+    place = Location.of(name)
     try:
+        folder = (
+            load_bundle(place).folder
+            if (place / MANIFEST_NAME).exists()
+            else Path(name).expanduser()
+        )
         found = HfCodec(folder)
     except BundleError as error:
         raise ConfigError(f"data.tokenizer: {error}") from error
@@ -96,8 +102,8 @@ def _named(config: Config) -> tuple[TextCodec, Mapping[str, Path]] | None:
             f"data.tokenizer is {name}, which has {found.vocab_size:,} tokens, but "
             f"model.vocab_size is {config.model.vocab_size:,}"
         )
-    if end_of_text not in found.stop_tokens:
-        theirs = ", ".join(map(str, sorted(found.stop_tokens))) or "nothing"
+    if found.stop_tokens and end_of_text not in found.stop_tokens:
+        theirs = ", ".join(map(str, sorted(found.stop_tokens)))
         raise ConfigError(
             f"data.end_of_text is {end_of_text}, but what ends a text in data.tokenizer, {name}, "
             f"is {theirs}"

@@ -90,10 +90,13 @@ def endpoint(config: Config) -> MixtureEndpoint:
 
 def _codec(bundle: Bundle) -> ByteCodec | HfCodec:
     tokens = bundle.json(TOKENS)
+    end_of_text = frozenset({cast(int, tokens["end_of_text"])})
     if tokens["kind"] == PIECES:
-        return HfCodec(bundle.folder)
+        codec = HfCodec(bundle.folder)
+        codec.stop_tokens |= end_of_text
+        return codec
     if tokens["kind"] == "bytes":
-        return ByteCodec(frozenset({cast(int, tokens["end_of_text"])}))
+        return ByteCodec(end_of_text)
     raise BundleError(
         f"{bundle.source} was trained on token ids whose tokenizer is not in it: train with "
         "data.tokenizer, or export it, put its tokenizer.json into the folder and serve that with "

@@ -72,7 +72,8 @@ def open_source(config: Config, run: Run) -> Start | None:
 def _require_tokens(config: Config, source: str, tokens: str) -> None:
     """Refuse text whose tokens are not those that a bundle was trained on."""
     given = config.data.tokenizer
-    if tokens == PIECES and given != source:
+    is_its_own = given is not None and Location.of(given) == Location.of(source)
+    if tokens == PIECES and not is_its_own:
         raise ConfigError(
             f"model.source is {source}, which reads the tokens of its own tokenizer, but "
             f"data.tokenizer is {given or 'null'}: data.tokenizer={source}"

@@ -28,7 +28,11 @@ from models.decoder_config import decoder_config_from
 def prepare(config: Config, run: Run) -> Shared:
     """The text, prepared once."""
     corpus = open_corpus(config, run)
-    places: dict[str, object] = {"train": corpus.train.uri, "test": corpus.test.uri}
+    places: dict[str, object] = {
+        "train": corpus.train.uri,
+        "test": corpus.test.uri,
+        "vocab_size": config.model.vocab_size,
+    }
     start = open_source(config, run)
     if start is None:
         return Shared(corpus.inputs, places)
@@ -40,6 +44,8 @@ def prepare(config: Config, run: Run) -> Shared:
 def training(config: Config, trial: Trial) -> Mapping[str, float]:
     """One training, measured on validation."""
     train, test = (Location.of(str(trial.shared[side])) for side in ("train", "test"))
+    if config.data.tokenizer is not None and config.model.vocab_size != trial.shared["vocab_size"]:
+        raise ConfigError("model.vocab_size is no key to search: all trials read the same pieces")
     task = task_of(config, train, test)
     start = _start(config, trial.shared)
     result = trial.fit(task, config.fit, resources=config.resources, start_from=start)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -72,7 +73,8 @@ class Gate:
         """
         self._direct = direct or DirectRoutes()
         # By these Serve names a request in its access log and its metrics, whatever the method.
-        self.router = Router([Route(path, self) for path in sorted(routes)], redirect_slashes=False)
+        named = [Route(path, self, methods=_METHODS) for path in sorted(routes)]
+        self.router = Router(named, redirect_slashes=False)
         self.routes = self.router.routes
         self._app, self._rules, self._observe, self._routes = app, rules, observe, routes
 

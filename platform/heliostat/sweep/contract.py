@@ -67,14 +67,15 @@ class Trial(Protocol):
     ) -> FitResult:
         """`heliostat.fit`, judged by the sweep after each evaluation; once in a trial.
 
-        Does not return when the sweep stops the trial.
+        Does not return when the sweep stops or pauses the trial; a trial that paused is called
+        again, and the training goes on from its checkpoint.
         """
         ...
 
     def report(self, metrics: Mapping[str, float], *, step: int, steps: int) -> None:
         """Be judged without `fit`: for trials that train in a way of their own.
 
-        Does not return when the sweep stops the trial.
+        Does not return when the sweep stops or pauses the trial; one that paused is begun again.
         """
         ...
 

@@ -65,10 +65,10 @@ class Performance:
         """Let it go on to its next evaluation, or to its end."""
         return self._gate.next()
 
-    def stop(self) -> None:
-        """End it, with a checkpoint where it trains."""
+    def stop(self, within_s: float | None = STOP_S) -> None:
+        """End it, with a checkpoint where it trains; None waits for that however long it takes."""
         self._gate.end()
-        self._thread.join(STOP_S)
+        self._thread.join(within_s)
 
     def _work(self) -> None:
         try:

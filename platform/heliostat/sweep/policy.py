@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -123,7 +123,8 @@ class Halving:
     At a rung a trial pauses until it is among the best one in `reduction`. The trials of a grid or
     of random draws are known beforehand: a place goes to one that has to come to a rung in any case
     before it goes to the best so far, so fewer go on by mistake than in the paper. Optuna learns
-    from trials that went on, so with it they go on first, as in the paper.
+    from trials that went on, so with it they go on first, as in the paper; and so they do where the
+    budget is steps or minutes.
     """
 
     saves = False
@@ -131,20 +132,25 @@ class Halving:
     def __init__(self, settings: SweepConfig) -> None:
         self._settings = settings
         self._reduction = settings.asha.reduction
-        self._is_patient = settings.searcher != "optuna"
+        budget = settings.budget
+        # With a limit of steps or time nobody knows how many trials there will be.
+        is_counted = budget.steps is None and budget.minutes is None
+        self._is_patient = settings.searcher != "optuna" and is_counted
 
     def decide(
         self, record: TrialRecord, point: Point, others: Sequence[TrialRecord], unstarted: int
     ) -> Decision:
         """Stop, or at a rung pause, unless it is among the best there."""
-        height = self._height(record)
+        records = [record, *others]
+        heights = self._heights(records)
+        height = self._height(record, heights)
         if height < 0:
             return "continue"
-        rung = self._rungs([record, *others], unstarted)[height]
+        rung = self._rungs(records, heights, unstarted)[height]
         if rung.is_lost(record):
             return "stop"
         before = replace(record, points=record.points[:-1])
-        if self._height(before) == height:
+        if self._height(before, heights) == height:
             return "continue"
         return "continue" if record in rung.best(self._reduction, self._is_patient) else "pause"
 
@@ -155,61 +161,72 @@ class Halving:
         for record in waiting:
             if record.status == "waiting":
                 return record
-        rungs = self._rungs(records, unstarted)
+        heights = self._heights(records)
+        rungs = self._rungs(records, heights, unstarted)
+        paused = {record.name: self._height(record, heights) for record in waiting}
         if self._is_patient:
-            found = self._highest(waiting, rungs, sure=True)
+            found = self._highest(paused, rungs, sure=True)
             if found is not None or unstarted:
                 return found
-        return self._highest(waiting, rungs, sure=False)
+        return self._highest(paused, rungs, sure=False)
 
     def outdone(self, records: Sequence[TrialRecord], unstarted: int) -> list[TrialRecord]:
         """Those that are not among the best of their rung, and will not be."""
-        rungs = self._rungs(records, unstarted)
+        heights = self._heights(records)
+        rungs = self._rungs(records, heights, unstarted)
         return [
             record
             for record in records
-            if record.status == "paused" and rungs[self._height(record)].is_lost(record)
+            if record.status == "paused" and rungs[self._height(record, heights)].is_lost(record)
         ]
 
     def _highest(
-        self, waiting: Sequence[TrialRecord], rungs: Sequence[_Rung], *, sure: bool
+        self, paused: Mapping[str, int], rungs: Sequence[_Rung], *, sure: bool
     ) -> TrialRecord | None:
-        """Who may go on from the highest rung."""
-        paused = {record.name: self._height(record) for record in waiting}
+        """Who may go on from the highest rung; `paused` are those that wait there, by name."""
         for height in range(len(rungs) - 1, -1, -1):
             for record in rungs[height].best(self._reduction, sure):
                 if paused.get(record.name) == height:
                     return record
         return None
 
-    def _rungs(self, records: Sequence[TrialRecord], unstarted: int) -> list[_Rung]:
-        """All rungs that a trial has reached, the lowest first."""
+    def _rungs(
+        self, records: Sequence[TrialRecord], heights: Sequence[float], unstarted: int
+    ) -> list[_Rung]:
+        """All rungs that a trial has reached, the lowest first; who failed keeps no place."""
         found: list[_Rung] = []
-        coming = unstarted + sum(self._height(one) < 0 for one in records if one.is_open)
-        for number, height in enumerate(self._heights(records)):
-            there = [(self._at(one, height), one) for one in records]
+        below = [one for one in records if one.is_open and self._height(one, heights) < 0]
+        coming = unstarted + len(below)
+        for number, height in enumerate(heights):
+            there = [(self._at(one, height), one) for one in records if one.status != "failed"]
             reached = [(value, one) for value, one in there if value is not None]
             reached.sort(key=lambda entry: (-entry[0], entry[1].number))
             ranked = [one for _, one in reached]
             keep = max(1, int((len(ranked) + coming) / self._reduction))
             found.append(_Rung(ranked, coming, keep))
             best = ranked[:keep]
-            on_the_way = sum(one.is_open and self._height(one) == number for one in best)
+            on_the_way = sum(one.is_open and self._height(one, heights) == number for one in best)
             coming = on_the_way + max(0, keep - len(best))
         return found
 
     def _heights(self, records: Sequence[TrialRecord]) -> list[float]:
-        """Where the rungs are, as far as any trial has come."""
-        times = [self._time(point) for record in records for point in record.points]
-        heights, height = list[float](), float(self._settings.asha.grace)
-        while times and height <= max(times):
-            heights.append(height)
-            height *= self._reduction
+        """Where the rungs are, as far as any trial has come: at evaluations, no two at the same."""
+        points = [point for record in records for point in record.points]
+        if not points:
+            return []
+        furthest = max(map(self._time, points))
+        interval = max(self._time(point) / point.index for point in points)
+        heights = list[float]()
+        height = self._settings.asha.grace / interval
+        while math.ceil(height) * interval <= furthest:
+            heights.append(math.ceil(height) * interval)
+            height = max(math.ceil(height) + 1, math.ceil(height) * self._reduction)
         return heights
 
-    def _height(self, record: TrialRecord) -> int:
+    def _height(self, record: TrialRecord, heights: Sequence[float]) -> int:
         """The number of the highest rung that a trial has reached; -1 below the first."""
-        return len(self._heights([record])) - 1
+        done = max(map(self._time, record.points), default=0)
+        return sum(height <= done for height in heights) - 1
 
     def _at(self, record: TrialRecord, height: float) -> float | None:
         """What a trial had when it came to a rung; None if it never did."""

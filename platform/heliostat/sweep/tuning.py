@@ -61,7 +61,10 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Go on to the next evaluation, or to the end; or save and leave when the trial pauses."""
         if not is_at_work(self._setting.sweep, self._order.name):
-            self.cleanup()
+            if self._performance is not None:
+                # Another process may go on with it as soon as this one says that it has ended.
+                self._performance.stop(within_s=None)
+                self._performance = None
             return as_result(TrialEnd("paused", {}))
         if self._performance is None:
             self._performance = Performance(self._order, self._setting)

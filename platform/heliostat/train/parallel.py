@@ -14,6 +14,8 @@ from typing import TypeVar, cast
 
 from heliostat.train.interrupt import StopRequests
 
+POLL_S = 0.2
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -41,7 +43,9 @@ def in_parallel(
     with StopRequests(), ThreadPoolExecutor(at_a_time, "in-parallel") as pool:
         try:
             futures = [pool.submit(begin, item) for item in items]
-            wait(futures)
+            # A signal that the system hands to another thread does not end a wait: look often.
+            while wait(futures, POLL_S).not_done:
+                pass
         finally:
             # Also when a second Ctrl-C ends the waiting; leaving the pool waits for what has begun.
             is_over.set()

@@ -159,6 +159,27 @@ def test_rungs_may_be_optimiser_steps() -> None:
     assert decide(policy, trial(0, 0.9, 0.9), trial(1, 0.1, 0.1)) == "stop"
 
 
+@pytest.mark.parametrize("asha", [AshaConfig(unit="step"), AshaConfig(reduction=1.4)])
+def test_no_two_rungs_lie_at_the_same_evaluation(asha: AshaConfig) -> None:
+    policy = Halving(replace(ASHA, asha=asha))
+    # Ten steps an evaluation; of six trials more than one goes on from the first.
+    first = trial(0, 0.5)
+    assert decide(policy, first, unstarted=5) == "pause"
+    paused = replace(first, status="paused")
+    assert decide(policy, trial(1, 0.9), paused, unstarted=4) == "pause"
+    curves = [[float(number)] * 10 for number in range(6)]
+    records, _ = run(replace(ASHA, asha=asha), curves, 2, random.Random(0))
+    assert records["t000"].status == "finished"
+
+
+def test_who_leads_a_rung_and_fails_leaves_its_place() -> None:
+    policy = Halving(ASHA)
+    leader = trial(0, 0.1, 0.1, 0.1, status="failed")
+    others = [trial(n, 0.5 + n, 0.5, 0.5 + n, status="paused") for n in (1, 2)]
+    assert [one.number for one in policy.outdone([leader, *others], 0)] == [2]
+    assert policy.pick(others, [leader, *others], 0) is others[0]
+
+
 def test_who_failed_is_not_waited_for() -> None:
     policy = Halving(ASHA)
     paused, failed = trial(0, 0.5, status="paused"), trial(1, status="failed")
