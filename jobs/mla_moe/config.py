@@ -160,8 +160,6 @@ class Config:
             raise ConfigError(
                 "fit.precision is fp16, where the logits of a router overflow: use bf16 or fp32"
             )
-        if self.fit.steps is None:
-            raise ConfigError("fit.steps is null: the bias and its plots need a number of steps")
         self._check_gate()
         self._check_export()
         self._check_expert_parallel()

@@ -25,7 +25,6 @@ class Trained:
 
 def task_of(config: Config, train: Location, test: Location) -> MixtureLanguageModel:
     """What a config trains."""
-    assert config.fit.steps is not None
     return MixtureLanguageModel(
         name="lm",
         decoder=decoder_config(config.model),
@@ -34,7 +33,6 @@ def task_of(config: Config, train: Location, test: Location) -> MixtureLanguageM
         test=test,
         length=config.data.length,
         seed=config.seed,
-        steps=config.fit.steps,
         validation_rows=config.data.validation_rows,
         targets=config.data.targets,
         end_of_text=config.data.end_of_text,

@@ -22,7 +22,9 @@ RECORDED_STEPS = 100
 LARGEST_MAP = 512
 """Numbers of a map of loads that is recorded."""
 IDLE_STEPS = 500
-"""Steps without a single token after which an expert counts as dead; also between two warnings."""
+"""Steps without a single token after which an expert counts as dead."""
+JUDGED_STEPS = 500
+"""Steps between two looks at imbalance and dropping: those of one step are worth no warning."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +69,15 @@ class Steerer:
                 for layer, row in enumerate(relative.tolist())
                 for expert, value in enumerate(row)
             }
-        is_told = step % IDLE_STEPS == 0 or step == self.steps
-        notes = self._warnings(mixtures, metrics) if is_told else []
+        notes = dead_experts(mixtures)
+        if step % JUDGED_STEPS == 0 or step == self.steps:
+            notes += self._warnings(metrics)
         return Steering(metrics, notes)
 
-    def _warnings(self, mixtures: list[MixtureOfExperts], metrics: dict[str, float]) -> list[str]:
+    def _warnings(self, metrics: dict[str, float]) -> list[str]:
         notes = []
-        for layer, mixture in enumerate(mixtures):
-            dead = (mixture.idle_steps_N >= IDLE_STEPS).nonzero()[:, 0].tolist()
-            if dead:
-                names = ", ".join(map(str, dead))
-                notes.append(
-                    f"expert {names} of layer of experts {layer} has had no token for {IDLE_STEPS} "
-                    "steps: raise balance.gamma or balance.alpha_expert"
-                )
+        layers = sum(name.startswith("max_violation/") for name in metrics)
+        for layer in range(layers):
             if metrics[f"max_violation/{layer}"] > self.balance.warn_max_violation:
                 notes.append(
                     f"an expert of layer of experts {layer} had "
@@ -93,3 +90,18 @@ class Steerer:
                     "raise model.experts.capacity_factor"
                 )
         return notes
+
+
+def dead_experts(mixtures: list[MixtureOfExperts]) -> list[str]:
+    """What to say of experts without a token for IDLE_STEPS now, or once more as long."""
+    notes = []
+    for layer, mixture in enumerate(mixtures):
+        idle = mixture.idle_steps_N
+        dead = ((idle > 0) & (idle % IDLE_STEPS == 0)).nonzero()[:, 0].tolist()
+        if dead:
+            names = ", ".join(map(str, dead))
+            notes.append(
+                f"expert {names} of layer of experts {layer} has had no token for {IDLE_STEPS} "
+                "steps: raise balance.gamma or balance.alpha_expert"
+            )
+    return notes

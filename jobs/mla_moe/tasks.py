@@ -46,8 +46,6 @@ class MixtureLanguageModel:
     test: Location
     length: int
     seed: int
-    steps: int
-    """Optimiser steps of the training; after a share of them the bias stays."""
     validation_rows: int = 256
     targets: str | None = None
     """Column that says which tokens are learnt; None: all."""
@@ -137,11 +135,11 @@ class MixtureLanguageModel:
         return [f"the router of layer of experts {bad[0]} gave no finite affinities"] if bad else []
 
     def after_update(
-        self, model: nn.Module, observed: Mapping[str, torch.Tensor], step: int
+        self, model: nn.Module, observed: Mapping[str, torch.Tensor], step: int, steps: int
     ) -> Steering:
         """Move the selection biases by the loads of the global batch."""
         assert self.decoder.experts is not None
-        steerer = Steerer(self.decoder.experts, self.balance, self.steps)
+        steerer = Steerer(self.decoder.experts, self.balance, steps)
         return steerer.after_update(model, observed[LOAD], observed[DROPPED], step)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tally]:

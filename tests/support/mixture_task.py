@@ -71,7 +71,7 @@ def table(folder: Location, rows: int, seed: int) -> Location:
     return folder
 
 
-def small_task(out: Location, steps: int = 10) -> MixtureLanguageModel:
+def small_task(out: Location) -> MixtureLanguageModel:
     """The task, on tables below `out`."""
     return MixtureLanguageModel(
         name="lm",
@@ -81,6 +81,5 @@ def small_task(out: Location, steps: int = 10) -> MixtureLanguageModel:
         test=table(out / "test", 20, 1),
         length=32,
         seed=0,
-        steps=steps,
         validation_rows=16,
     )

@@ -30,7 +30,7 @@ class SteeredTask(TinyTask):
         return [f"{int(observed['load'].sum())} tokens had channels"]
 
     def after_update(
-        self, model: nn.Module, observed: Mapping[str, torch.Tensor], step: int
+        self, model: nn.Module, observed: Mapping[str, torch.Tensor], step: int, steps: int
     ) -> Steering:
         """Update the buffer."""
         load = observed["load"]

@@ -280,7 +280,9 @@ class Stepper:
         }
         if not done.is_applied:
             return {}
-        steering = self._task.after_update(self._engine.module, observed, int(done.row["step"]))
+        steering = self._task.after_update(
+            self._engine.module, observed, int(done.row["step"]), self._spec.steps
+        )
         for text in steering.notes:
             self._note(text)
         return steering.metrics

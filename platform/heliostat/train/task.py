@@ -126,7 +126,7 @@ class Steered(Protocol):
         ...
 
     def after_update(
-        self, model: nn.Module, observed: Mapping[str, torch.Tensor], step: int
+        self, model: nn.Module, observed: Mapping[str, torch.Tensor], step: int, steps: int
     ) -> Steering:
         """Change the model's buffers after an optimiser step; the same on every rank.
 
@@ -134,5 +134,6 @@ class Steered(Protocol):
             model: with the updated weights.
             observed: float64 sums over the global batch, by the names that `loss` gave them.
             step: the number of the step, from 1.
+            steps: how many the whole training has.
         """
         ...

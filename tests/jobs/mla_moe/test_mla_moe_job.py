@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import requests
 import torch
@@ -13,6 +14,7 @@ from served_lm import serving_lm
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
 from heliostat.config.resources import TrackerConfig
+from heliostat.data.table import TableWriter
 from heliostat.errors import ConfigError
 from heliostat.runs.bundle import load_bundle
 from heliostat.runs.export import export_bundle
@@ -143,6 +145,39 @@ def test_a_long_context_stage_begins_with_the_weights_that_were_trained(
         # The bias took one more step.
         tolerance = 0.0101 if name in biases else 1e-7
         torch.testing.assert_close(after[name], value, atol=tolerance, rtol=0)
+
+
+def test_answers_are_learnt_for_two_epochs(finished: Finished, tmp_path: Path) -> None:
+    schema = pa.schema([("tokens", pa.list_(pa.uint8())), ("is_answer", pa.list_(pa.bool_()))])
+    answer = b" indeed\n"
+    for side, count in (("train", 36), ("test", 12)):
+        asked = [f"def question_{number:03}():".encode() for number in range(count)]
+        rows = {
+            "tokens": [list(one + answer) for one in asked],
+            "is_answer": [[False] * len(one) + [True] * len(answer) for one in asked],
+        }
+        with TableWriter(Location.of(tmp_path / side), schema, {}) as writer:
+            writer.write(pa.RecordBatch.from_pydict(rows, schema=schema))
+    # A row is one conversation of 27 tokens with its end: 36 rows, in batches of 8 for two epochs.
+    stage = ran(
+        tmp_path / "stage",
+        f"model.source={(finished.folder / 'bundle').uri}",
+        f"data.train={tmp_path / 'train'}",
+        f"data.test={tmp_path / 'test'}",
+        "data.targets=is_answer",
+        "data.length=28",
+        "data.validation_rows=4",
+        "data.test_rows=null",
+        "fit.steps=null",
+        "fit.epochs=2",
+        "fit.schedule.warmup_steps=0",
+        "fit.optimizer.lr=1.0e-2",
+    )
+    said = (stage.folder / "metrics").list()[0].read_text().splitlines()
+    rows = [json.loads(line)["metrics"] for line in said]
+    losses = [row["loss"] for row in rows if "grad_norm" in row]
+    assert len(losses) == 36 * 2 // 8
+    assert losses[-1] < 0.7 * losses[0]
 
 
 PIECES = ("data.tokenizer=bpe", "model.vocab_size=600")

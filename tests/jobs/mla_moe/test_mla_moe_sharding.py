@@ -36,7 +36,7 @@ CONFIG = FitConfig(
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> MixtureLanguageModel:
-    return small_task(Location.of(tmp_path_factory.mktemp("tables")), STEPS)
+    return small_task(Location.of(tmp_path_factory.mktemp("tables")))
 
 
 @pytest.fixture(scope="module")

@@ -103,29 +103,27 @@ def test_the_bias_moves_by_the_loads_and_stays_after_its_share(task: MixtureLang
     biases = dict(model.named_buffers())
     load = torch.tensor([[5.0, 3, 1, 3, 3, 3, 3, 3]] * 2, dtype=torch.float64)
     observed = {"load": load, "dropped": torch.zeros(2, dtype=torch.float64)}
-    steering = brief.after_update(model, observed, 1)
+    steering = brief.after_update(model, observed, 1, 10)
     for bias in biases.values():
         torch.testing.assert_close(bias, torch.tensor([-0.01, 0, 0.01, 0, 0, 0, 0, 0]))
     assert steering.metrics["max_violation/0"] == pytest.approx(5 / 3 - 1)
     assert steering.metrics["load/1/2"] == pytest.approx(1 / 3)
-    brief.after_update(model, observed, 6)
+    brief.after_update(model, observed, 6, 10)
     for bias in biases.values():
         torch.testing.assert_close(bias, torch.tensor([-0.01, 0, 0.01, 0, 0, 0, 0, 0]))
 
 
 def test_dead_experts_imbalance_and_dropping_are_warned_of(task: MixtureLanguageModel) -> None:
-    capped = dataclasses.replace(MODEL.experts, capacity_factor=1.0)
-    long = dataclasses.replace(
-        task,
-        steps=1000,
-        decoder=decoder_config(dataclasses.replace(MODEL, experts=capped)),
+    experts = dataclasses.replace(MODEL.experts, capacity_factor=1.0)
+    capped = dataclasses.replace(
+        task, decoder=decoder_config(dataclasses.replace(MODEL, experts=experts))
     )
-    model = long.model()
+    model = capped.model()
     load = torch.tensor([[80.0, 1, 1, 1, 1, 0, 1, 1], [1.0] * 8], dtype=torch.float64)
     observed = {"load": load, "dropped": torch.tensor([40.0, 0.0], dtype=torch.float64)}
     notes: list[str] = []
     for step in range(1, 501):
-        notes += long.after_update(model, observed, step).notes
+        notes += capped.after_update(model, observed, step, 1000).notes
     assert len(notes) == 3
     assert "expert 5 of layer of experts 0 has had no token for 500 steps" in notes[0]
     assert "6.4 times the mean load above it" in notes[1]
