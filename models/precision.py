@@ -5,11 +5,23 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from models.mixture import MixtureOfExperts
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Number formats by the names they have in configs."""
+
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Turn the weights, in place, into numbers of a type; buffers stay as the model made them.
+    """Turn the weights, in place, into numbers of a type, but for what chooses experts.
 
-    A selection bias decides by small differences and is never rounded (DeepSeek-V3, section 2.1.2).
+    Small differences decide where a token goes, so routers keep their float32 weights, and buffers,
+    such as the selection bias, stay as the model made them (DeepSeek-V3, section 2.1.2).
     """
+    routers = {
+        id(module.router.weight)
+        for module in model.modules()
+        if isinstance(module, MixtureOfExperts)
+    }
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        if id(parameter) not in routers:
+            parameter.data = parameter.data.to(dtype)

@@ -10,7 +10,6 @@ from heliostat.errors import ConfigError
 from heliostat.serve.config import LimitsConfig, ServeConfig
 from heliostat.serve.generation.config import GenerationConfig
 
-PRECISIONS = ("fp32", "bf16")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -39,20 +38,6 @@ class ModelConfig:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-") or "model"
 
 
-@dataclass(frozen=True)
-class ComputeConfig:
-    """How a served model computes."""
-
-    precision: str = field(default="fp32", metadata={"choices": PRECISIONS})
-    """Number format of weights and cache."""
-    context: int | None = None
-    """Longest sequence, prompt and completion together; null: what the model was made for."""
-
-    def __post_init__(self) -> None:
-        if self.context is not None and self.context < 2:
-            raise ConfigError(f"context is {self.context}; expected at least 2, or null")
-
-
 def _serve() -> ServeConfig:
     return ServeConfig(limits=LimitsConfig(request_s=600.0))
 
@@ -67,8 +52,6 @@ class Config:
     """Folder or URI of the runs, relative to where the command is typed."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The checkpoint."""
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    """How a served model computes."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """The engine."""
     serve: ServeConfig = field(default_factory=_serve)

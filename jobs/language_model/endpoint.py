@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 from pathlib import Path
 
-import torch
 from fastapi import APIRouter
 
 from heliostat.runs.bundle import Bundle
@@ -19,12 +18,11 @@ from heliostat.serve.generation.native_routes import native_router
 from heliostat.serve.generation.openai_routes import openai_router
 from heliostat.serve.generation.served import NamedModel, ServedLanguageModel
 from heliostat.serve.service import Service
-from jobs.language_model.config import ComputeConfig, Config
+from jobs.language_model.config import Config
 from jobs.pretrained.hf_bundle import open_language_model
 from models.paged_lm import PagedLM
-from models.precision import cast_weights
+from models.precision import DTYPES, cast_weights
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VIEW = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 EXAMPLES = (
     Example(
@@ -40,7 +38,7 @@ EXAMPLES = (
 
 def endpoint(config: Config) -> LanguageModelEndpoint:
     """The job's side of the endpoint."""
-    return LanguageModelEndpoint(config.compute, config.generation, config.serve.device)
+    return LanguageModelEndpoint(config.generation, config.serve.device)
 
 
 class LanguageModelEndpoint:
@@ -50,20 +48,16 @@ class LanguageModelEndpoint:
     prefix = "/language_model/v1"
     page = Page(path="/completions", examples=EXAMPLES, view=VIEW)
 
-    def __init__(
-        self, compute: ComputeConfig, generation: GenerationConfig, device: str = "cpu"
-    ) -> None:
-        self._compute, self._generation, self._device = compute, generation, device
+    def __init__(self, generation: GenerationConfig, device: str = "cpu") -> None:
+        self._generation, self._device = generation, device
 
     def open(self, bundle: Bundle) -> ServedLanguageModel:
         """Load a version."""
         opened = open_language_model(bundle)
         model = opened.model.to(device=self._device)
-        dtype = DTYPES[self._compute.precision]
+        dtype = DTYPES[self._generation.precision]
         cast_weights(model, dtype)
-        context = opened.decoder.max_positions
-        if self._compute.context is not None:
-            context = min(context, self._compute.context)
+        context = self._generation.within(opened.decoder.max_positions)
 
         def build(variant: Hashable) -> PagedLM:
             if variant is not None:
@@ -81,7 +75,7 @@ class LanguageModelEndpoint:
         about = {
             "layers": opened.decoder.layers,
             "context": context,
-            "precision": self._compute.precision,
+            "precision": self._generation.precision,
         }
         return ServedLanguageModel(
             NamedModel(opened.name, opened.codec, build, about), self._generation

@@ -32,6 +32,7 @@ from jobs.mla_moe.config import Config
 from models.balance import max_violation
 from models.decoder import DecoderLM
 from models.paged_lm import PagedLM
+from models.precision import DTYPES, cast_weights
 
 NAME = "mla_moe"
 VIEW = """
@@ -118,6 +119,9 @@ class MixtureEndpoint:
         """Load a version; a model of ids whose tokenizer is not there has no text to serve."""
         codec = _codec(bundle)
         model = open_language_model(bundle).to(self._device)
+        dtype = DTYPES[self._generation.precision]
+        cast_weights(model, dtype)
+        context = self._generation.within(model.config.max_positions)
 
         def build(variant: Hashable) -> PagedLM:
             if variant is not None:
@@ -125,14 +129,18 @@ class MixtureEndpoint:
             return PagedLM(
                 model,
                 vocab_size=model.config.vocab_size,
-                context=model.config.max_positions,
+                context=context,
                 pages=self._generation.pages(PagedLM.page_tokens),
                 sequences=self._generation.sequences,
-                dtype=torch.float32,
+                dtype=dtype,
                 device=self._device,
             )
 
-        about = {"layers": model.config.layers, "context": model.config.max_positions}
+        about = {
+            "layers": model.config.layers,
+            "context": context,
+            "precision": self._generation.precision,
+        }
         return ServedLanguageModel(NamedModel(NAME, codec, build, about, model), self._generation)
 
     def router(self, service: Service) -> APIRouter:

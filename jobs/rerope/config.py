@@ -205,9 +205,7 @@ class Config:
     """The search for a scheme over one trained bundle."""
     claim: ClaimConfig = field(default_factory=ClaimConfig)
     """The experiment behind the claim."""
-    context: int = 4096
-    """Longest text that the endpoint takes, completion included, in tokens."""
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    generation: GenerationConfig = field(default_factory=lambda: GenerationConfig(context=4096))
     """The engine of the endpoint."""
     serve: ServeConfig = field(default_factory=_serve)
     """The endpoint."""

@@ -55,6 +55,7 @@ from models.decoder import DecoderLM
 from models.paged_lm import PagedLM
 from models.planned_lm import generating
 from models.positions import PositionScheme
+from models.precision import DTYPES, cast_weights
 
 BACKEND = "x-attention-backend"
 VIEW = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
@@ -79,7 +80,6 @@ EXAMPLES = (
 def endpoint(config: Config) -> RotaryEndpoint:
     """The job's side of the endpoint."""
     return RotaryEndpoint(
-        config.context,
         config.generation,
         config.serve.device,
         trained_length=config.long_text.trained_length,
@@ -95,12 +95,11 @@ class RotaryEndpoint:
 
     def __init__(
         self,
-        context: int,
         generation: GenerationConfig,
         device: str = "cpu",
         trained_length: int | None = None,
     ) -> None:
-        self._context, self._generation, self._device = context, generation, device
+        self._generation, self._device = generation, device
         self._trained_length = trained_length
 
     def open(self, bundle: Bundle) -> ServedLanguageModel:
@@ -114,20 +113,23 @@ class RotaryEndpoint:
         if not isinstance(model, DecoderLM):
             raise BundleError(f"{bundle.source} holds gated attention units, which are not served")
         model.to(self._device)
+        dtype = DTYPES[self._generation.precision]
+        cast_weights(model, dtype)
+        # A scheme that is made for it goes on beyond L.
+        context = self._generation.context or opened.train_length
 
         def build(variant: Hashable) -> PagedLM:
             scheme = variant
             if not isinstance(scheme, PositionScheme):
                 scheme = PositionScheme("rope", log_n=opened.log_n)
-            planned = generating(
-                model, scheme, train_length=opened.train_length, longest=self._context
-            )
+            planned = generating(model, scheme, train_length=opened.train_length, longest=context)
             return PagedLM(
                 planned,
                 vocab_size=model.config.vocab_size,
-                context=self._context,
+                context=context,
                 pages=self._generation.pages(PagedLM.page_tokens),
                 sequences=self._generation.sequences,
+                dtype=dtype,
                 device=self._device,
             )
 
@@ -136,6 +138,8 @@ class RotaryEndpoint:
             "training_scheme": opened.training_scheme,
             "log_n": opened.log_n,
             "rotary_base": opened.shape.rotary_base,
+            "context": context,
+            "precision": self._generation.precision,
         }
         return ServedRotaryModel(
             NamedModel(opened.name, codec, build, about, extra=opened), self._generation

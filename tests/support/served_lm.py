@@ -29,7 +29,6 @@ from heliostat.serve.passage import Passage
 from heliostat.serve.service import Service
 from heliostat.serve.telemetry import Telemetry
 from heliostat.storage import Location
-from jobs.language_model.config import ComputeConfig
 from jobs.language_model.endpoint import LanguageModelEndpoint
 from jobs.pretrained.hf_bundle import read_checkpoint, save_language_model
 from models.decoder import DecoderLM
@@ -124,7 +123,7 @@ def serving_lm(
     queue: int = 256,
 ) -> Iterator[Serving]:
     """Serve bundles with their shares, in this process but through the whole application."""
-    endpoint = endpoint or LanguageModelEndpoint(ComputeConfig(), generation or GenerationConfig())
+    endpoint = endpoint or LanguageModelEndpoint(generation or GenerationConfig())
     (port,) = free_ports(1)
     telemetry, statuses = Telemetry("language_model"), []
 

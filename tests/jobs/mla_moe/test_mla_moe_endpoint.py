@@ -98,6 +98,25 @@ def test_a_score_is_that_of_one_forward(served: Serving, model: DecoderLM) -> No
     assert answer["token_logprobs"] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
+def test_half_precision_halves_the_cache_and_keeps_the_choice_of_experts(
+    bundle: Path, model: DecoderLM
+) -> None:
+    generation = GenerationConfig(cache_tokens=1000, precision="bf16", context=64)
+    ids = torch.tensor([list(PROMPT.encode())])
+    with torch.inference_mode():
+        logits = model(ids)[0, :-1].log_softmax(-1)
+    exact = logits.gather(1, ids[0, 1:, None])[:, 0]
+    with serving_lm([(bundle, 100.0)], endpoint=MixtureEndpoint(generation)) as serving:
+        _, answer = ask(serving, "completions", {"prompt": PROMPT, "max_tokens": 4})
+        assert answer["cache"]["bytes_per_token"] == 3 * (16 + 8) * 2
+        _, scored = ask(serving, "score", {"text": PROMPT})
+        # bfloat16 keeps 8 bits: not the same numbers, but the same model.
+        differences = (torch.tensor(scored["token_logprobs"]) - exact).abs()
+        assert 0 < differences.max() < 0.05 * exact.abs().max()
+        status, refused = ask(serving, "completions", {"prompt": PROMPT, "max_tokens": 64})
+        assert (status, refused["error"]["field"]) == (413, "max_tokens")
+
+
 def test_the_routing_of_a_text(served: Serving, model: DecoderLM) -> None:
     status, answer = ask(served, "routing", {"text": PROMPT})
     assert status == 200

@@ -40,7 +40,7 @@ def opened(bundle: Path) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def served(bundle: Path) -> Iterator[Serving]:
-    endpoint = RotaryEndpoint(512, GenerationConfig(cache_tokens=2048), trained_length=L)
+    endpoint = RotaryEndpoint(GenerationConfig(context=512, cache_tokens=2048), trained_length=L)
     with serving_lm([(bundle, 100.0)], endpoint=endpoint) as serving:
         yield serving
 
@@ -91,7 +91,7 @@ def test_it_goes_on_beyond_its_training_length_under_a_scheme(
 def test_the_length_of_its_config_counts_where_none_is_given(
     bundle: Path, opened: LanguageModel
 ) -> None:
-    served = RotaryEndpoint(512, GenerationConfig()).open(load_bundle(bundle))
+    served = RotaryEndpoint(GenerationConfig(context=512)).open(load_bundle(bundle))
     assert served.about()["train_length"] == opened.decoder.max_positions
 
 

@@ -85,8 +85,8 @@ def opened(bundle: Path) -> RotaryModel:
 
 @pytest.fixture(scope="module")
 def served(bundle: Path) -> Iterator[Serving]:
-    generation = GenerationConfig(cache_tokens=2048, prefill_chunk=24)
-    with serving_lm([(bundle, 100.0)], endpoint=RotaryEndpoint(512, generation)) as serving:
+    generation = GenerationConfig(context=512, cache_tokens=2048, prefill_chunk=24)
+    with serving_lm([(bundle, 100.0)], endpoint=RotaryEndpoint(generation)) as serving:
         yield serving
 
 
@@ -117,6 +117,18 @@ def test_a_score_is_that_of_the_scheme(served: Serving, opened: RotaryModel) -> 
     assert answer["extrapolating"] is False
     assert answer["scheme"]["window"] == 6
     assert 0.0 <= answer["accuracy"] <= 1.0
+
+
+def test_half_precision_reads_and_writes_nearly_the_same(bundle: Path, served: Serving) -> None:
+    generation = GenerationConfig(context=512, cache_tokens=2048, precision="bf16")
+    body = {"text": TEXT, "scheme": REROPE}
+    grown = {"text": TEXT, "scheme": REROPE, "max_new_tokens": 8, "temperature": 0}
+    with serving_lm([(bundle, 100.0)], endpoint=RotaryEndpoint(generation)) as halved:
+        _, rounded = ask(halved, "score", body)
+        _, written = ask(halved, "generate", grown)
+    _, exact = ask(served, "score", body)
+    assert 0 < abs(rounded["loss_nats"] - exact["loss_nats"]) < 0.01 * exact["loss_nats"]
+    assert written["cache_bytes"] == ask(served, "generate", grown)[1]["cache_bytes"] / 2
 
 
 def test_texts_are_scored_together_as_each_would_be_alone(
@@ -191,7 +203,7 @@ def test_a_text_for_which_too_many_wait_is_refused_before_it_is_read(bundle: Pat
             found = super().open(bundle)
             return Slow(found.named, self._generation)
 
-    endpoint_ = SlowEndpoint(512, GenerationConfig(cache_tokens=2048, prefill_chunk=24))
+    endpoint_ = SlowEndpoint(GenerationConfig(context=512, cache_tokens=2048, prefill_chunk=24))
     body = {"text": TEXT, "scheme": REROPE}
     with (
         serving_lm([(bundle, 100.0)], endpoint=endpoint_, queue=1) as serving,

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from heliostat.errors import ConfigError
+
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
     """The engine of a language model."""
 
+    precision: str = field(default="fp32", metadata={"choices": PRECISIONS})
+    """Number format of weights and cache; logits, and the routers of experts, stay fp32."""
+    context: int | None = None
+    """Longest sequence, prompt and completion together; null: what the model was made for."""
     cache_tokens: int = 16_384
     """Tokens that the cache has room for, over all requests."""
     sequences: int = 16
@@ -31,6 +37,12 @@ class GenerationConfig:
         for name in ("cache_tokens", "sequences", "prefill_chunk", "queue", "variants"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.context is not None and self.context < 2:
+            raise ConfigError(f"context is {self.context}; expected at least 2, or null")
+
+    def within(self, longest: int) -> int:
+        """Longest sequence of a model that was made for `longest` tokens."""
+        return longest if self.context is None else min(longest, self.context)
 
     def pages(self, page_tokens: int) -> int:
         """Pages of the cache."""
