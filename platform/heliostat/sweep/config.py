@@ -40,6 +40,9 @@ class RangeConfig:
     """[lowest, highest], every order of magnitude as likely."""
     integer: list[int] | None = None
     """[lowest, highest], whole numbers, both ends included."""
+    along: dict[str, list[bool | int | float | str | None]] = field(default_factory=dict)
+    """Further keys that go with this one: for each of its listed values, in their order, what the
+    other key then is."""
 
     def __post_init__(self) -> None:
         given = [name for name in KINDS if getattr(self, name) is not None]
@@ -54,6 +57,14 @@ class RangeConfig:
                 raise ConfigError(f"{given[0]} is empty; expected at least one value")
             if len({(type(value), value) for value in values}) < len(values):
                 raise ConfigError(f"{given[0]} is {values}; expected each value once")
+        listed = self.listed
+        for key, others in self.along.items():
+            if listed is None or len(others) != len(listed):
+                raise ConfigError(
+                    f"along.{key} has {len(others)} values; expected one for each of the listed "
+                    f"values of this key, which are {'none' if listed is None else len(listed)}"
+                )
+        if given[0] in LISTED:
             return
         if len(values) != 2 or not all(map(math.isfinite, values)) or values[0] >= values[1]:
             raise ConfigError(f"{given[0]} is {values}; expected [lowest, highest]")
@@ -201,8 +212,13 @@ class SweepConfig:
                 f"searcher is {self.searcher} and budget.trials is null: only a grid knows how "
                 "many trials it has; give budget.trials"
             )
+        named = [key for key, values in self.space.items() if values is not None]
         for key, values in self.space.items():
             self._check_searchable(key, values)
+            for other in {} if values is None else values.along:
+                if other in named:
+                    raise ConfigError(f"space.{key}.along names {other}, which is named already")
+                named.append(other)
 
     def _check_searchable(self, key: str, values: RangeConfig | None) -> None:
         if values is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from heliostat.runs.summary import Cell
 from heliostat.sweep.config import SweepConfig
 from heliostat.sweep.ledger import TrialRecord
+from heliostat.sweep.space import Space
 
 ENDED = ("finished", "stopped", "replaced")
 """Statuses of trials that have a value."""
@@ -39,7 +40,7 @@ class Outcome:
     def columns(self) -> tuple[str, ...]:
         """The header of the table."""
         shown = [self.settings.metric, *self.settings.second, *self.settings.show]
-        head = ["trial", "status", *self.keys, *dict.fromkeys(shown)]
+        head = ["trial", "status", *self.all_keys, *dict.fromkeys(shown)]
         if self.front:
             head.append("unbeaten")
         if any(record.parent for record in self.records):
@@ -51,6 +52,12 @@ class Outcome:
         """The keys that were varied."""
         return [key for key, values in self.settings.space.items() if values is not None]
 
+    @property
+    def all_keys(self) -> list[str]:
+        """The keys that were varied, each followed by those that went with it."""
+        ranges = {key: values for key, values in self.settings.space.items() if values is not None}
+        return Space(ranges).keys
+
     def rows(self) -> list[tuple[Cell, ...]]:
         """The table, one row a trial."""
         return [self._row(record) for record in self.records]
@@ -59,7 +66,7 @@ class Outcome:
         shown = dict.fromkeys([self.settings.metric, *self.settings.second, *self.settings.show])
         is_best = self.best is not None and record.name == self.best.name
         row: list[Cell] = [record.name + (" (best)" if is_best else ""), record.status]
-        row += [_cell(record.values.get(key)) for key in self.keys]
+        row += [_cell(record.values.get(key)) for key in self.all_keys]
         row += [_number(record.value(name)) for name in shown]
         if "unbeaten" in self.columns:
             row.append("yes" if record.name in self.front else "")

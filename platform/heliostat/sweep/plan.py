@@ -8,7 +8,7 @@ combination that the job refuses; such a trial is recorded with the reason and n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import yaml
@@ -23,7 +23,7 @@ from heliostat.config.nearest import nearest_names, one_of
 from heliostat.config.schema import Entries, Items, Section, Shape, expected, walk
 from heliostat.config.values import build, to_plain
 from heliostat.errors import ConfigError
-from heliostat.sweep.config import RangeConfig, SweepConfig, Value, sweep_config
+from heliostat.sweep.config import SweepConfig, Value, sweep_config
 from heliostat.sweep.space import Space, Values
 
 SECTION = "sweep"
@@ -49,11 +49,15 @@ class SweepPlan:
 
         Raises `ConfigError` when the job refuses the combination.
         """
-        layers = [self._layer(key, value) for key, value in values.items()]
+        layers = [_layer(key, value, self.place_of(key)) for key, value in values.items()]
         return load_layers(type(self.loaded.config), [self.base, *layers], self.loaded.size)
 
-    def _layer(self, key: str, value: Value) -> Layer:
-        return _layer(key, value, self.loaded.origins.get(f"{SECTION}.space.{key}", SECTION))
+    def place_of(self, key: str) -> str:
+        """Where the values of a key were written."""
+        for one, values in self.space.ranges.items():
+            if key == one or key in values.along:
+                return self.loaded.origins.get(f"{SECTION}.space.{one}", SECTION)
+        return SECTION
 
     @property
     def trials(self) -> int:
@@ -98,7 +102,9 @@ def make_plan(loaded: LoadedConfig[JobConfig]) -> SweepPlan:
     base = Layer("config", document.tree, document.marks)
     plan = SweepPlan(loaded, settings, Space(ranges), base)
     for key, values in ranges.items():
-        _check_values(plan, key, values)
+        _check_values(plan, key, values.listed or list(values.bounds or ()))
+        for other, others in values.along.items():
+            _check_values(plan, other, others)
     if settings.searcher == "grid":
         for cell in itertools.islice(plan.space.cells(), CELLS_CHECKED):
             try:
@@ -141,11 +147,10 @@ def check_metrics(
 
 def check_keys(plan: SweepPlan, used: tuple[str, ...]) -> None:
     """Refuse a key that the trials of this kind do not look at: varied, it would change nothing."""
-    for key in plan.space.ranges:
+    for key in plan.space.keys:
         if not any(f"{key}.".startswith(f"{section}.") for section in used):
-            where = plan.loaded.origins.get(f"{SECTION}.space.{key}", SECTION)
             raise ConfigError(
-                f"{where}: sweep.space names {key!r}, but a trial of kind "
+                f"{plan.place_of(key)}: sweep.space names {key!r}, but a trial of kind "
                 f"{plan.settings.trial} only looks at {', '.join(used)}: choose another "
                 "sweep.trial, or another key"
             )
@@ -169,10 +174,10 @@ def _check_metric(key: str, name: str, known: tuple[str, ...], said: str) -> Non
         raise ConfigError(f"{key} names {name!r}, but {said} {', '.join(known)}{hint}")
 
 
-def _check_values(plan: SweepPlan, key: str, values: RangeConfig) -> None:
-    """Whether the key exists and can have each listed value, or both ends of its range."""
+def _check_values(plan: SweepPlan, key: str, values: Sequence[Value]) -> None:
+    """Whether the key exists and can have each value."""
     root = Section(type(plan.loaded.config))
-    where = plan.loaded.origins.get(f"{SECTION}.space.{key}", SECTION)
+    where = plan.place_of(key)
     top = key.partition(".")[0]
     if top == SECTION or top in MAY_DIFFER:
         raise ConfigError(
@@ -180,7 +185,7 @@ def _check_values(plan: SweepPlan, key: str, values: RangeConfig) -> None:
         )
     known = [name for name in known_keys(root, [plan.base.tree]) if not name.startswith(SECTION)]
     shapes = dict(walk(root, plan.base.tree))
-    for value in values.listed or list(values.bounds or ()):
+    for value in values:
         layer = checked(_layer(key, value, where), root, known)
         path = tuple(key.split("."))
         shape = shapes.get(path)
@@ -219,4 +224,10 @@ def _decisive(settings: SweepConfig) -> Plain:
     """The settings that decide which trials there are and how they are judged."""
     plain = to_plain(Section(SweepConfig), settings)
     assert isinstance(plain, dict)
+    space = plain["space"]
+    assert isinstance(space, dict)
+    for values in space.values():
+        if isinstance(values, dict) and not values["along"]:
+            # What was begun before keys could go along goes on.
+            del values["along"]
     return {name: value for name, value in plain.items() if name not in MAY_CHANGE}

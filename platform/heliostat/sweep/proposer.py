@@ -63,6 +63,7 @@ class Optuna:
         logging.getLogger("optuna").setLevel(logging.ERROR)
         self._optuna = optuna
         self._settings: SweepConfig = plan.settings
+        self._space = plan.space
         self._distributions = {
             key: _distribution(values) for key, values in plan.space.ranges.items()
         }
@@ -90,7 +91,7 @@ class Optuna:
             study.add_trial(self._told(record))
         for values in self._running.values():
             study.add_trial(self._trial("RUNNING", values))
-        values = dict(study.ask(self._distributions).params)
+        values = self._space.completed(study.ask(self._distributions).params)
         self._running[number] = values
         return values
 
@@ -113,7 +114,7 @@ class Optuna:
         trial = self._optuna.trial
         return trial.create_trial(
             state=trial.TrialState[state],
-            params=dict(values),
+            params={key: values[key] for key in self._distributions},
             distributions=self._distributions,
             **more,
         )

@@ -23,6 +23,20 @@ class Space:
 
     ranges: Mapping[str, RangeConfig]
 
+    @property
+    def keys(self) -> list[str]:
+        """All keys, each followed by those that go with it."""
+        return [one for key, values in self.ranges.items() for one in (key, *values.along)]
+
+    def completed(self, values: Mapping[str, Value]) -> Values:
+        """The values, and those of the keys that go with them."""
+        found: Values = {}
+        for key, value in values.items():
+            found[key] = value
+            for other, others in self.ranges[key].along.items():
+                found[other] = others[(self.ranges[key].listed or []).index(value)]
+        return found
+
     def size(self) -> int:
         """How many combinations of listed values there are."""
         return math.prod(len(values.listed or ()) for values in self.ranges.values())
@@ -31,10 +45,13 @@ class Space:
         """Every combination, the last key moving fastest."""
         return (self.cell(number) for number in range(self.size()))
 
-    def cell(self, number: int, keys: Collection[str] | None = None) -> Values:
-        """The combination of that number, of all keys or of some."""
+    def cell(self, number: int) -> Values:
+        """The combination of that number."""
+        return self.completed(self._cell(number, self.ranges))
+
+    def _cell(self, number: int, keys: Collection[str]) -> Values:
         values: Values = {}
-        for key in reversed([key for key in self.ranges if keys is None or key in keys]):
+        for key in reversed([key for key in self.ranges if key in keys]):
             listed = self.ranges[key].listed or []
             number, place = divmod(number, len(listed))
             values[key] = listed[place]
@@ -45,22 +62,26 @@ class Space:
         generator = random.Random(f"{seed}-{number}")
         grids = [key for key, values in self.ranges.items() if values.grid is not None]
         combinations = math.prod(len(self.ranges[key].listed or ()) for key in grids)
-        cell = self.cell(number % combinations, grids)
-        return {
-            key: cell[key] if key in cell else draw(values, generator)
-            for key, values in self.ranges.items()
-        }
+        cell = self._cell(number % combinations, grids)
+        return self.completed(
+            {
+                key: cell[key] if key in cell else draw(values, generator)
+                for key, values in self.ranges.items()
+            }
+        )
 
     def changed(
         self, values: Values, generator: random.Random, *, resample: float, factor: float
     ) -> Values:
         """Values near the given ones, some drawn anew (Jaderberg et al. 2017, `explore`)."""
-        return {
-            key: draw(self.ranges[key], generator)
-            if generator.random() < resample
-            else _neighbour(self.ranges[key], value, generator, factor)
-            for key, value in values.items()
-        }
+        return self.completed(
+            {
+                key: draw(ranges, generator)
+                if generator.random() < resample
+                else _neighbour(ranges, values[key], generator, factor)
+                for key, ranges in self.ranges.items()
+            }
+        )
 
 
 def draw(values: RangeConfig, generator: random.Random) -> Value:

@@ -50,7 +50,7 @@ def trial_table(folder: Location, outcome: Outcome) -> pa.Table:
         "is_best": [record.name == best for record in records],
         "is_unbeaten": [record.name in outcome.front for record in records],
     }
-    for key in outcome.keys:
+    for key in outcome.all_keys:
         columns[f"values.{key}"] = [record.values.get(key) for record in records]
     for name in metrics:
         columns[f"metrics.{name}"] = [record.metrics.get(name) for record in records]

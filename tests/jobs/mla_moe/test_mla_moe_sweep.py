@@ -22,7 +22,7 @@ from jobs.mla_moe.sweep import training
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize(("name", "trials"), [(None, 24), ("rank", 20)])
+@pytest.mark.parametrize(("name", "trials"), [(None, 24), ("rank", 20), ("experts", 24)])
 def test_every_sweep_of_the_job_is_one_that_can_be_run(name: str | None, trials: int) -> None:
     job = find_job("mla_moe", ROOT)
     plan = read_plan(job, [f"sweep={name}"] if name else [], ())

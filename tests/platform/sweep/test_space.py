@@ -41,6 +41,31 @@ def test_the_cells_of_a_grid_are_all_combinations_once() -> None:
     assert GRID.size() == len(wanted)
 
 
+def test_keys_that_go_along_have_the_value_of_their_place() -> None:
+    widths = {1: 12, 2: 6, 3: 4}
+    space = Space(
+        {
+            "count": RangeConfig(choice=list(widths), along={"width": list(widths.values())}),
+            "lr": LOG,
+        }
+    )
+    generator = random.Random(0)
+    drawn = [space.drawn(0, number) for number in range(30)]
+    changed = [space.changed(one, generator, resample=0.5, factor=1.2) for one in drawn]
+    assert {one["count"] for one in drawn} == set(widths)
+    for one in (*drawn, *changed):
+        assert list(one) == ["count", "width", "lr"]
+        assert one["width"] == widths[one["count"]]  # type: ignore[index]
+    listed = Space(
+        {"count": RangeConfig(grid=[1, 2], along={"width": [12, 6], "tag": ["a", None]})}
+    )
+    assert list(listed.cells()) == [
+        {"count": 1, "width": 12, "tag": "a"},
+        {"count": 2, "width": 6, "tag": None},
+    ]
+    assert listed.keys == ["count", "width", "tag"]
+
+
 def test_what_is_drawn_depends_on_seed_and_number_alone() -> None:
     later_first = [MIXED.drawn(7, number) for number in (5, 3, 5)]
     assert later_first[0] == later_first[2] == MIXED.drawn(7, 5)
@@ -94,6 +119,8 @@ def test_some_values_are_drawn_anew() -> None:
         ({"uniform": [1.0]}, r"expected \[lowest, highest\]"),
         ({"integer": [3, 3]}, r"expected \[lowest, highest\]"),
         ({"log_uniform": [0.0, 1.0]}, "above 0"),
+        ({"grid": [1, 2], "along": {"b": [3]}}, r"along\.b has 1 values; .* which are 2"),
+        ({"uniform": [0.0, 1.0], "along": {"b": [3, 4]}}, "which are none"),
     ],
 )
 def test_a_range_that_cannot_be_is_refused(arguments: dict[str, list], said: str) -> None:

@@ -61,6 +61,21 @@ def test_the_config_of_a_trial_is_the_config_with_its_values(plan_of: PlanOf) ->
             "the cell fit.optimizer.lr=0.0001 window=100 of the grid is refused: command line: "
             "window: window is 100, but the longest is 64",
         ),
+        (
+            [f"sweep.space.{LR}={{grid: [1e-3], along: {{window: [4, 8]}}}}"],
+            "along.window has 2 values; expected one for each of the listed values of this key",
+        ),
+        (
+            [
+                f"sweep.space.{LR}={{grid: [1e-3], along: {{window: [4]}}}}",
+                "sweep.space.window.grid=[8]",
+            ],
+            "along names window, which is named already",
+        ),
+        (
+            [f"sweep.space={{{LR}: {{grid: [1e-3], along: {{windw: [4]}}}}}}"],
+            "there is no key 'windw' (given the number 4); the nearest is window",
+        ),
         ([f"sweep.space.{LR}=null"], "sweep.space is empty"),
         (["sweep.scheduler=ahsa"], "the nearest is asha"),
         (["sweep.searcher=random"], "budget.trials is null"),
