@@ -9,7 +9,8 @@ but the context. A repeated window is its own first 4 L tokens written twice: wh
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import cast
@@ -195,22 +196,74 @@ def measure(
     resources: ResourcesConfig,
     batch: int,
 ) -> Scores:
-    """Score the trials on the windows as a stage of the run, with the losses kept as a table."""
+    """Score the trials on the windows with workers, as a stage of the run."""
+
+    def score() -> npt.NDArray[np.float32]:
+        return predict(
+            scoring, scoring.output, weights, stream, resources=resources, batch_size=batch
+        )
+
+    return kept(name, run, scoring.trials, weights.uri, stream, score)
+
+
+def measure_here(
+    name: str,
+    run: Run,
+    model: LanguageModel,
+    scoring: Scoring,
+    weights: str,
+    stream: FixedWindowStream,
+    *,
+    batch: int,
+) -> Scores:
+    """Score the trials on the windows with a model of this process, as a stage of the run.
+
+    Args:
+        name: of the stage.
+        run: that it belongs to.
+        model: is moved to the GPU where there is one.
+        scoring: the trials.
+        weights: stands for what the model's weights are.
+        stream: the windows.
+        batch: windows at a time.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @torch.inference_mode()
+    def score() -> npt.NDArray[np.float32]:
+        model.to(device)
+        found = []
+        for start in range(0, stream.epoch_size, batch):
+            end = min(start + batch, stream.epoch_size)
+            rows = scoring.collate(stream.samples(range(start, end)))
+            found.append(scoring.output(model, {"input_ids": rows["input_ids"].to(device)}).cpu())
+        return torch.cat(found).numpy()
+
+    return kept(name, run, scoring.trials, weights, stream, score)
+
+
+def kept(
+    name: str,
+    run: Run,
+    trials: Sequence[Trial],
+    weights: str,
+    stream: FixedWindowStream,
+    score: Callable[[], npt.NDArray[np.float32]],
+) -> Scores:
+    """What `score` finds, [windows, trials, 2], as a stage with a table of every single window."""
     key = {
-        "trials": [_trial_json(trial) for trial in scoring.trials],
+        "trials": [_trial_json(trial) for trial in trials],
         "windows": stream.fingerprint,
-        "weights": weights.uri,
+        "weights": weights,
     }
 
     def work(folder: Location) -> dict[str, object]:
-        found = predict(
-            scoring, scoring.output, weights, stream, resources=resources, batch_size=batch
-        )
-        _write(folder / FILE, scoring.trials, found, stream)
+        found = score()
+        _write(folder / FILE, trials, found, stream)
         return {"windows": len(found), "windows_seed": stream.seed}
 
     run.stage(name, key, work)
-    return read_scores(run.folder / "stages" / name / FILE, scoring.trials)
+    return read_scores(run.folder / "stages" / name / FILE, trials)
 
 
 def read_scores(file: Location, trials: Sequence[Trial]) -> Scores:
@@ -252,5 +305,7 @@ def _write(
 
 
 def _trial_json(trial: Trial) -> dict[str, object]:
-    # Endless intervals are not JSON; none of the trials has one.
-    return {**asdict(trial.scheme), "length": trial.length, "text": trial.text}
+    values = asdict(trial.scheme)
+    if values["interval"] == math.inf:
+        values["interval"] = "inf"  # No number of JSON.
+    return {**values, "length": trial.length, "text": trial.text}

@@ -1,21 +1,20 @@
-"""What can be swept: the scheme that one trained model is read under. Nothing is trained.
+"""What can be swept: the scheme that one trained model is read under, or the one of a training.
 
 `read` takes a bundle of this job and the windows that settings are chosen on; those that a result
 is reported on stay untouched. `read_long_text` takes a checkpoint that was trained elsewhere, in a
 bundle of language_model, and long documents of the user's own; its weights are only read.
+`train_inverse_leaky` trains the third model anew in each trial, since its positions are those of
+its training, and reads it with plain rope.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import torch
-
-from heliostat.data.stream import Stream
 from heliostat.errors import ConfigError
 from heliostat.runs.bundle import load_bundle
 from heliostat.runs.inputs import Input
@@ -27,10 +26,12 @@ from jobs.corpora.windows import FixedWindowStream
 from jobs.pretrained import hf_bundle
 from jobs.rerope.bundle import KIND, open_model
 from jobs.rerope.config import Config, SchemeConfig
-from jobs.rerope.evaluation import repeated, scores_at_the_end, windows_of
+from jobs.rerope.evaluation import Losses, Scores, Scoring, measure, measure_here, windows_of
+from jobs.rerope.far_modelling import FAR, NEAR, far_modelling
 from jobs.rerope.shapes import LanguageModel
 from jobs.rerope.study import open_corpus
 from jobs.rerope.tasks import REACH
+from jobs.rerope.trials import Trial as TextTrial
 from models.planned_lm import plan_for
 from models.position_checks import require_inference, require_log_n
 from models.positions import EXPANDED, WINDOWED, LogN, PositionScheme, SchemeName
@@ -39,7 +40,8 @@ from models.positions import EXPANDED, WINDOWED, LogN, PositionScheme, SchemeNam
 def prepare(config: Config, run: Run) -> Shared:
     """The source files, read once."""
     corpus = open_corpus(config, run)
-    return Shared(corpus.inputs(), {"test": corpus.test.location.uri})
+    places = {"train": corpus.train.location.uri, "test": corpus.test.location.uri}
+    return Shared(corpus.inputs(), places)
 
 
 def read(config: Config, trial: Trial) -> Mapping[str, float]:
@@ -47,26 +49,47 @@ def read(config: Config, trial: Trial) -> Mapping[str, float]:
     bundle = open_model(load_bundle(trial.bundle, KIND))
     length = bundle.train_length
     scheme = scheme_of(config.scheme, length, REACH, bundle.log_n)
-    stream = windows_of(
-        Location.of(str(trial.shared["test"])),
-        train_length=length,
-        windows=config.evaluation.windows,
-        seed=config.evaluation.seed,
-        half="choice",
-    )
-    windows, batch = _windows(stream), config.evaluation.batch
+    stream = _choice(config, Location.of(str(trial.shared["test"])), length)
     rope = PositionScheme("rope", log_n=bundle.log_n)
-
-    def score(text: torch.Tensor, under: PositionScheme, context: int) -> _Scores:
-        return _mean_scores(bundle.model, text, under, length, context, batch)
-
-    near, far = score(windows, scheme, length), score(windows, scheme, REACH * length)
+    near, far = TextTrial(scheme, length), TextTrial(scheme, REACH * length)
+    plain, again = TextTrial(rope, length), TextTrial(scheme, REACH * length, "repeated")
+    scores = _scores(
+        trial, bundle.model, length, (near, far, plain, again), stream, config.evaluation.batch
+    )
     return {
-        "nonrep_loss_L": near.loss,
-        "nonrep_loss_8L": far.loss,
-        "rise_at_L": near.loss - score(windows, rope, length).loss,
-        "nonrep_acc_8L": far.accuracy,
-        "rep_acc_8L": score(repeated(windows), scheme, REACH * length).accuracy,
+        NEAR: _mean(scores.losses[:, 0]),
+        FAR: _mean(scores.losses[:, 1]),
+        "rise_at_L": _mean(scores.losses[:, 0]) - _mean(scores.losses[:, 2]),
+        "nonrep_acc_8L": _mean(scores.accuracies[:, 1]),
+        "rep_acc_8L": _mean(scores.accuracies[:, 3]),
+    }
+
+
+def train_inverse_leaky(config: Config, trial: Trial) -> Mapping[str, float]:
+    """One training with inverse leaky positions; its losses under plain rope, at L and at 8 L."""
+    train, test = (Location.of(str(trial.shared[side])) for side in ("train", "test"))
+    length, stream = config.length, _choice(config, test, config.length)
+    task = far_modelling(config, train=train, choice=stream)
+    chosen = replace(config.fit.evaluation, metric=FAR)
+    fit = replace(config.fit, evaluation=chosen)
+    result = trial.fit(task, fit, resources=config.resources)
+    rope = PositionScheme("rope", log_n="train")
+    far = REACH * length
+    trials = (TextTrial(rope, length), TextTrial(rope, far), TextTrial(rope, far, "repeated"))
+    scores = measure(
+        "windows",
+        trial.run,
+        Scoring(task.shape, length, trials),
+        result.final,
+        stream,
+        resources=config.resources,
+        batch=config.evaluation.batch,
+    )
+    return {
+        NEAR: _mean(scores.losses[:, 0]),
+        FAR: _mean(scores.losses[:, 1]),
+        "nonrep_acc_8L": _mean(scores.accuracies[:, 1]),
+        "rep_acc_8L": _mean(scores.accuracies[:, 2]),
     }
 
 
@@ -96,14 +119,16 @@ def read_long_text(config: Config, trial: Trial) -> Mapping[str, float]:
     stream = FixedWindowStream(
         table.location, asked.expansion * length + 1, windows=asked.windows, seed=asked.seed
     )
-    windows = _windows(stream)
-    near = _mean_scores(found.model, windows, scheme, length, length, 1)
-    far = _mean_scores(found.model, windows, scheme, length, asked.expansion * length, 1)
+    near, far = TextTrial(scheme, length), TextTrial(scheme, asked.expansion * length)
+    scores = _scores(trial, found.model, length, (near, far), stream, 1)
+    losses = scores.losses[:, 1]
+    # One window has no spread.
+    error = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
     return {
-        "loss_L": near.loss,
-        "loss_far": far.loss,
-        "error_far": far.error,
-        "accuracy_far": far.accuracy,
+        "loss_L": _mean(scores.losses[:, 0]),
+        "loss_far": _mean(losses),
+        "error_far": float(error),
+        "accuracy_far": _mean(scores.accuracies[:, 1]),
     }
 
 
@@ -149,58 +174,37 @@ def _texts(config: Config) -> Path:
     return folder
 
 
-def _windows(stream: Stream) -> torch.Tensor:
-    """All windows of a stream, [windows, length]."""
-    rows = stream.samples(range(stream.epoch_size))
-    return torch.stack([torch.from_numpy(row["input_ids"]) for row in rows])
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """Over all windows."""
-
-    loss: float
-    """Nats."""
-    error: float
-    """Standard error of the loss over the windows; not a number for one window."""
-    accuracy: float
-
-
-@torch.inference_mode()
-def _mean_scores(
-    model: LanguageModel,
-    windows: torch.Tensor,
-    scheme: PositionScheme,
-    train_length: int,
-    context: int,
-    batch: int,
-) -> _Scores:
-    """Means over the last L targets of all windows."""
-    try:
-        plan_for(model.config, scheme, train_length=train_length, length=context)
-    except ValueError as error:
-        raise ConfigError(f"scheme: {error}") from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
-    losses, hits = [], []
-    for start in range(0, len(windows), batch):
-        loss, hit = scores_at_the_end(
-            model,
-            windows[start : start + batch].to(device),
-            scheme,
-            train_length,
-            length=context,
-            scored=train_length,
-        )
-        losses.append(loss.double().mean(1))
-        hits.append(hit.double().mean(1))
-    by_window = torch.cat(losses)
-    spread = float(by_window.std()) if len(by_window) > 1 else math.nan
-    return _Scores(
-        loss=float(by_window.mean()),
-        error=spread / math.sqrt(len(by_window)),
-        accuracy=float(torch.cat(hits).mean()),
+def _choice(config: Config, test: Location, length: int) -> FixedWindowStream:
+    """The windows that settings are chosen on."""
+    return windows_of(
+        test,
+        train_length=length,
+        windows=config.evaluation.windows,
+        seed=config.evaluation.seed,
+        half="choice",
     )
+
+
+def _scores(
+    trial: Trial,
+    model: LanguageModel,
+    length: int,
+    trials: tuple[TextTrial, ...],
+    stream: FixedWindowStream,
+    batch: int,
+) -> Scores:
+    """Scores of the bundle's model, kept window by window in the trial's folder."""
+    for one in trials:
+        try:
+            plan_for(model.config, one.scheme, train_length=length, length=one.length)
+        except ValueError as error:
+            raise ConfigError(f"scheme: {error}") from error
+    scoring = Scoring(model.config, length, trials)
+    return measure_here("windows", trial.run, model, scoring, trial.bundle.uri, stream, batch=batch)
+
+
+def _mean(values: Losses) -> float:
+    return float(values.mean())
 
 
 TRIALS = {
@@ -208,8 +212,15 @@ TRIALS = {
         shared=prepare,
         trial=read,
         keys=("scheme",),
-        metrics=("nonrep_loss_8L", "nonrep_loss_L", "rise_at_L", "nonrep_acc_8L", "rep_acc_8L"),
+        metrics=(FAR, NEAR, "rise_at_L", "nonrep_acc_8L", "rep_acc_8L"),
         uses_bundle=True,
+    ),
+    "train_inverse_leaky": TrialKind(
+        shared=prepare,
+        trial=train_inverse_leaky,
+        keys=("inverse_leaky", "model", "fit", "seed"),
+        metrics=(FAR, NEAR, "nonrep_acc_8L", "rep_acc_8L"),
+        evaluations=(FAR, NEAR),
     ),
     "read_long_text": TrialKind(
         shared=open_texts,

@@ -30,6 +30,7 @@ from heliostat.runs.tracker_address import tracker_address
 from heliostat.storage import Location
 from heliostat.sweep.contract import Shared, TrialKind
 from heliostat.sweep.director import Director
+from heliostat.sweep.ledger import TrialRecord
 from heliostat.sweep.outcome import Outcome, judge_sweep
 from heliostat.sweep.performance import TrialSetting, trial_tracker
 from heliostat.sweep.plan import SweepPlan, spelled
@@ -199,13 +200,17 @@ def _finish(
             "table": (run.folder / TABLE).uri,
             "best config": file.uri,
         },
-        next_command=(
-            f"heliostat serve {job.job} {job.bundle} {spelled(best.values)}"
-            if job.kind.is_served
-            else f"heliostat train {job.job} --config {shown_path}/{file.name}"
-        ),
+        next_command=_next_command(job, best, f"{shown_path}/{file.name}"),
         notes=tuple(notes),
     )
+
+
+def _next_command(job: SweepJob, best: TrialRecord, config: str) -> str:
+    if not job.kind.uses_bundle:
+        return f"heliostat train {job.job} --config {config}"
+    served = f"heliostat serve {job.job} {job.bundle}"
+    # What is swept over a bundle but not read by the endpoint is said with each request.
+    return f"{served} {spelled(best.values)}" if job.kind.is_served else served
 
 
 def _title(plan: SweepPlan, outcome: Outcome) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,16 +21,19 @@ from served_lm import write_checkpoint
 from heliostat.cli.sweep import kind_of, read_plan
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
+from heliostat.data.table import TableWriter
 from heliostat.errors import ConfigError, DataError
 from heliostat.runs.bundle import load_bundle, save_bundle
 from heliostat.runs.card import Card
 from heliostat.runs.inputs import Input
 from heliostat.runs.run import Run
 from heliostat.storage import Location
+from jobs.corpora.windows import FixedWindowStream
 from jobs.pretrained.hf_bundle import open_language_model, read_checkpoint, save_language_model
 from jobs.rerope import evaluation
 from jobs.rerope.config import SCHEMES, Config, SchemeConfig
 from jobs.rerope.evaluation import scores_at_the_end
+from jobs.rerope.far_modelling import far_modelling
 from jobs.rerope.shapes import build, shape_of, shape_to_json
 from jobs.rerope.sweep import open_texts, prepare, read, read_long_text, scheme_of
 from models.decoder import DecoderLM
@@ -89,6 +93,42 @@ def test_every_sweep_of_the_job_is_one_that_can_be_run(name: str | None, trials:
         assert isinstance(config, Config)
         scheme_of(config.scheme, 64, 8, "none")
     assert not kind_of(job, plan).trains
+
+
+def test_the_search_over_trainings_reaches_8_l_in_every_trial() -> None:
+    job = find_job("rerope", ROOT)
+    plan = read_plan(job, ["sweep=inverse_leaky"], ())
+    assert plan.trials == 12
+    for number in range(12):
+        plan.config_of(plan.proposal(number))
+    assert kind_of(job, plan).trains
+
+
+def test_a_training_for_reading_far_is_judged_by_reading_far(tmp_path: Path) -> None:
+    config = config_of(f"length={L}", "inverse_leaky.window=8", "inverse_leaky.base_factor=8")
+    test = write_texts(tmp_path / "test")
+    choice = FixedWindowStream(test, 8 * L + 1, windows=3, seed=0)
+    task = far_modelling(config, train=test, choice=choice)
+    model = task.model()
+    assert isinstance(model, DecoderLM)
+    samples = task.eval_data().samples(range(3))
+    rope = PositionScheme("rope", log_n="train")
+    window = torch.stack([torch.from_numpy(sample["input_ids"]) for sample in samples])
+    with torch.no_grad():
+        found = task.evaluate(model, task.collate(samples))
+        for name, context in (("nonrep_loss_8L", 8 * L), ("nonrep_loss_L", L)):
+            losses, _ = scores_at_the_end(model, window, rope, L, length=context, scored=L)
+            tally = found[name]
+            assert float(tally.total) / tally.count == pytest.approx(float(losses.mean()), abs=1e-5)
+
+
+def write_texts(folder: Path) -> Location:
+    schema = pa.schema([("path", pa.string()), ("tokens", pa.list_(pa.uint8()))])
+    generator = np.random.default_rng(0)
+    rows = {"path": ["a", "b"], "tokens": [generator.integers(0, 256, 600) for _ in range(2)]}
+    with TableWriter(Location.of(folder), schema, {}) as writer:
+        writer.write(pa.RecordBatch.from_pydict(rows, schema=schema))
+    return Location.of(folder)
 
 
 def test_the_config_knows_every_scheme_of_inference() -> None:
@@ -175,6 +215,11 @@ def test_a_trial_over_a_bundle_reads_at_the_trained_length_and_eight_times_it(
         assert figures[name] == pytest.approx(np.log(256), abs=0.1)
     assert figures["rise_at_L"] == pytest.approx(0, abs=0.01)
     assert figures["rise_at_L"] != 0
+    # The losses of single windows stay, for paired comparisons of trials.
+    table = pq.read_table(run.folder.local_path / "stages" / "windows" / "scores.parquet")
+    far = [row for row in table.to_pylist() if row["length"] == 8 * L and row["text"] == "natural"]
+    assert [row["window"] for row in far] == [0, 1, 2, 3]
+    assert figures["nonrep_loss_8L"] == pytest.approx(np.mean([row["loss_nats"] for row in far]))
     # Read with rope, nothing rises.
     plain = replace(config, scheme=SchemeConfig("rope"))
     assert read(plain, ATrial(run, bundle, prepare(config, run).values))["rise_at_L"] == 0
@@ -281,6 +326,36 @@ def test_a_sweep_over_a_checkpoint_ends_with_a_row_for_every_scheme(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"next: heliostat serve rerope {checkpoint.uri}\n" in done.stdout + done.stderr
     content = (tmp_path / "long" / "sweep.parquet").read_bytes()
     rows = pq.read_table(io.BytesIO(content)).to_pylist()
     assert [row["status"] for row in rows] == ["finished"] * len(SCHEMES)
+
+
+@pytest.mark.slow
+def test_a_search_over_trainings_ends_with_a_row_for_every_one(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "heliostat.cli.main", "sweep", "rerope"),
+            *("sweep=inverse_leaky", f"out={tmp_path}", "--run", "inverse"),
+            *("fit.steps=8", "fit.batch=8", "fit.micro_batch=8", "fit.evaluation.every=2"),
+            *("model.width=32", "model.layers=1", "model.feed_forward_width=48"),
+            *("sweep.asha.grace=1", "evaluation.windows=16", "tracker.enabled=false"),
+            "sweep.space.inverse_leaky.window.choice=[8,16]",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = pq.read_table(tmp_path / "inverse" / "sweep.parquet").to_pylist()
+    assert len(rows) == 8
+    assert {row["status"] for row in rows} == {"finished", "stopped"}
+    best = next(row for row in rows if row["is_best"])
+    finished = [row["metrics.nonrep_loss_8L"] for row in rows if row["status"] == "finished"]
+    assert best["metrics.nonrep_loss_8L"] == min(finished)
+    windows = Path(best["folder"].removeprefix("file://")) / "stages" / "windows"
+    assert pq.read_table(windows / "scores.parquet").num_rows == 8 * 3
