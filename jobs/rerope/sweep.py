@@ -101,7 +101,7 @@ def open_texts(config: Config, run: Run) -> Shared:
 
 
 def read_long_text(config: Config, trial: Trial) -> Mapping[str, float]:
-    """Losses of a checkpoint under the scheme, at L and at x L."""
+    """Losses of a checkpoint under the scheme, at L and at x L, and how it reads a text again."""
     asked = config.long_text
     bundle = load_bundle(trial.bundle, hf_bundle.KIND)
     found = hf_bundle.open_language_model(bundle)
@@ -120,7 +120,8 @@ def read_long_text(config: Config, trial: Trial) -> Mapping[str, float]:
         table.location, asked.expansion * length + 1, windows=asked.windows, seed=asked.seed
     )
     near, far = TextTrial(scheme, length), TextTrial(scheme, asked.expansion * length)
-    scores = _scores(trial, found.model, length, (near, far), stream, 1)
+    again = replace(far, text="repeated")
+    scores = _scores(trial, found.model, length, (near, far, again), stream, 1)
     losses = scores.losses[:, 1]
     # One window has no spread.
     error = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
@@ -128,7 +129,9 @@ def read_long_text(config: Config, trial: Trial) -> Mapping[str, float]:
         "loss_L": _mean(scores.losses[:, 0]),
         "loss_far": _mean(losses),
         "error_far": float(error),
+        "accuracy_L": _mean(scores.accuracies[:, 0]),
         "accuracy_far": _mean(scores.accuracies[:, 1]),
+        "accuracy_repeated": _mean(scores.accuracies[:, 2]),
     }
 
 
@@ -226,7 +229,14 @@ TRIALS = {
         shared=open_texts,
         trial=read_long_text,
         keys=("scheme",),
-        metrics=("loss_far", "error_far", "loss_L", "accuracy_far"),
+        metrics=(
+            "loss_far",
+            "error_far",
+            "loss_L",
+            "accuracy_L",
+            "accuracy_far",
+            "accuracy_repeated",
+        ),
         uses_bundle=True,
     ),
 }

@@ -282,6 +282,9 @@ def test_a_checkpoint_is_read_beyond_its_length_on_the_texts_of_a_folder(
     assert all(map(np.isfinite, far))
     assert len({round(loss, 6) for loss in far}) == len(SCHEMES)
     assert all(0 < figures["error_far"] < 1 for figures in under.values())
+    for figures in under.values():
+        names = ("accuracy_L", "accuracy_far", "accuracy_repeated")
+        assert all(0 <= figures[name] <= 1 for name in names)
     # What is scored are the last L tokens of windows of 2 L + 1.
     found = open_language_model(load_bundle(checkpoint))
     window = torch.tensor(found.codec.encode((texts / "0.txt").read_text()))[None, : 2 * L + 1]
