@@ -186,7 +186,7 @@ class LatentAttention(nn.Module):
             mask = group.mask(q_NHD.dtype) if is_ragged else None
             out_SMd = self.attend(q_SMHD, cache.read(LATENT_KEY, group), mask)
             attended.append(out_SMd.flatten(0, 1))
-        return torch.cat(attended)
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
 
     def _cached_branched(
         self, x_Nd: torch.Tensor, scheme: StepScheme, groups: Sequence[Group], cache: LayerCache

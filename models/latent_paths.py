@@ -189,6 +189,8 @@ def absorbed(
 ) -> torch.Tensor:
     """Attention to the latents themselves: [B, T, H, V]; arguments as of `expanded`."""
     batch, tokens, heads, width = q_BTHD.shape
+    if tokens == 1:
+        return _absorbed_token(q_BTHD[:, 0], entries_BSe, up_HPc, nope, scale, mask)[:, None]
     latent, context = up_HPc.shape[-1], entries_BSe.shape[1]
     rotary_BHTR, nope_BHTN = torch.split(q_BTHD.transpose(1, 2), [width - nope, nope], dim=-1)
     key_HNc, value_HVc = torch.split(up_HPc, [nope, up_HPc.shape[1] - nope], dim=1)
@@ -208,6 +210,31 @@ def absorbed(
         parts.append(part)
     z_BHTc = torch.unflatten(merge(parts)[:, 0], 1, (heads, tokens))
     return (z_BHTc @ value_HVc.transpose(-1, -2)).transpose(1, 2)
+
+
+def _absorbed_token(
+    q_BHD: torch.Tensor,
+    entries_BSe: torch.Tensor,
+    up_HPc: torch.Tensor,
+    nope: int,
+    scale: float,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """`absorbed` for one new token of each sequence, whose heads are the rows of one query.
+
+    The entries are keys and values alike, so that they are read once; the R columns of the output
+    that are too many cost less than a copy without them.
+    """
+    key_HNc, value_HVc = torch.split(up_HPc, [nope, up_HPc.shape[1] - nope], dim=1)
+    rotary_BHR, nope_BHN = torch.split(q_BHD, [q_BHD.shape[-1] - nope, nope], dim=-1)
+    q_HBc = torch.bmm(nope_BHN.transpose(0, 1), key_HNc)
+    q_B1He = torch.cat((q_HBc.transpose(0, 1), rotary_BHR), dim=-1)[:, None]
+    entries_B1Se = entries_BSe[:, None]
+    z_B1He = F.scaled_dot_product_attention(
+        q_B1He, entries_B1Se, entries_B1Se, attn_mask=mask, scale=scale
+    )
+    z_HBc = z_B1He[:, 0, :, : up_HPc.shape[-1]].transpose(0, 1)
+    return torch.bmm(z_HBc, value_HVc.transpose(1, 2)).transpose(0, 1)
 
 
 def blocks(prefix: int, rest: int, length: int) -> list[tuple[int, int]]:

@@ -95,9 +95,11 @@ class MixtureOfExperts(nn.Module):
     def _combine(
         self, x_Xd: torch.Tensor, routing: Routing, is_kept_XK: torch.Tensor | None
     ) -> torch.Tensor:
-        if self.group is None:
+        if len(x_Xd) == 1 and self.group is None and not torch.is_grad_enabled():
+            out_Xd: torch.Tensor = self.experts.of_row(x_Xd, routing.gates, routing.experts)
+        elif self.group is None:
             plan = dispatch(routing.experts, self.config.routed, is_kept_XK)
-            out_Xd: torch.Tensor = self.experts(x_Xd, routing.gates, plan)
+            out_Xd = self.experts(x_Xd, routing.gates, plan)
         else:
             out_Xd = shared_experts(
                 x_Xd, routing.experts, routing.gates, is_kept_XK, self.experts, self.group

@@ -379,6 +379,15 @@ def test_a_result_does_not_depend_on_its_neighbours() -> None:
         torch.testing.assert_close(model(ids[row : row + 1])[0], together[row], atol=1e-5, rtol=0)
 
 
+@BOTH
+def test_a_row_alone_is_computed_as_among_others(experts: ExpertsConfig) -> None:
+    mixture, x = layer(experts), draw(9, 24)
+    with torch.no_grad():
+        together = mixture(x)
+        for row in range(9):
+            torch.testing.assert_close(mixture(x[row : row + 1])[0], together[row])
+
+
 def test_the_bias_is_a_float32_buffer_that_no_gradient_reaches() -> None:
     model = DecoderLM(decoder(V3), torch.Generator().manual_seed(0))
     names = dict(model.named_buffers())

@@ -37,6 +37,8 @@ def test_values_and_gradients_are_those_of_torch(
         found.append((out, own.grad, norm.weight.grad))
     for mine, peer in zip(*found, strict=True):
         torch.testing.assert_close(mine, peer, rtol=tolerance, atol=tolerance)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=tolerance, atol=tolerance)
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
