@@ -372,5 +372,6 @@ def build_attention(config: DecoderConfig) -> CausalSelfAttention | LatentAttent
 def build_feed_forward(config: DecoderConfig, layer: int) -> nn.Module:
     """The feed-forward layer that `config` names for a block."""
     if config.has_experts(layer):
-        return MixtureOfExperts(config)
+        assert config.experts is not None
+        return MixtureOfExperts(config, layer - config.experts.dense_layers)
     return FEED_FORWARDS[config.feed_forward](config)

@@ -46,10 +46,12 @@ class MixtureOfExperts(nn.Module):
 
     selection_bias: torch.Tensor | None
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, number: int) -> None:
+        """Make layer `number` of the layers of experts, counted from 0."""
         super().__init__()
         experts = config.experts
         assert experts is not None
+        self.number = number
         self.config = experts
         self.group: ExpertGroup | None = None
         """The processes that the experts are shared out over; None: all are here."""
@@ -148,7 +150,7 @@ class MixtureOfExperts(nn.Module):
         Returns:
             By name below this module: what the layer computes with, and which experts it is.
         """
-        self.group = ExpertGroup(processes, index, size)
+        self.group = ExpertGroup(processes, index, size, self.number)
         start, stop = self.group.slice_of(self.config.routed)
         shared = {}
         for name in ("gate_up", "down"):

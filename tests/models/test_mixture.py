@@ -43,7 +43,7 @@ def decoder(experts: ExpertsConfig) -> DecoderConfig:
 
 
 def layer(experts: ExpertsConfig) -> MixtureOfExperts:
-    mixture = MixtureOfExperts(decoder(experts))
+    mixture = MixtureOfExperts(decoder(experts), 0)
     initialise(mixture, std=0.3, generator=torch.Generator().manual_seed(0))
     if mixture.selection_bias is not None:
         mixture.selection_bias.copy_(draw(16, seed=4) * 0.1)

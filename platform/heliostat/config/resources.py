@@ -31,6 +31,8 @@ class ResourcesConfig:
     expert_parallel: int | None = None
     """Consecutive workers that share one copy of a model's experts; null: experts are weights like
     any other. Any number may follow another when a run goes on, but null only null."""
+    expert_timeout_s: float = 300.0
+    """Seconds that a worker waits for those it shares experts with before it fails."""
     placement: str = field(default="PACK", metadata={"choices": PLACEMENTS})
     """Whether workers are packed on few nodes or spread over many; STRICT_ makes it a must."""
 
@@ -47,6 +49,8 @@ class ResourcesConfig:
         shared = self.expert_parallel
         if shared is not None and shared < 1:
             raise ConfigError(f"expert_parallel is {shared}, but it must be 1 or more, or null")
+        if self.expert_timeout_s <= 0:
+            raise ConfigError(f"expert_timeout_s is {self.expert_timeout_s:g}; it must be above 0")
         for count in range(self.workers.low, self.workers.high + 1):
             if shared is not None and count % shared:
                 raise ConfigError(

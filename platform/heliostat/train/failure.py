@@ -37,9 +37,11 @@ class Explanation:
 
 
 def is_collateral(error: BaseException) -> bool:
-    """Whether an exception only says that another worker is gone."""
+    """Whether an exception, or what it was raised from, only says that another worker is gone."""
     kind = type(error).__name__
-    return kind.startswith(LOST_PEER_KINDS) and bool(LOST_PEER.search(str(error)))
+    if kind.startswith(LOST_PEER_KINDS) and LOST_PEER.search(str(error)):
+        return True
+    return error.__cause__ is not None and is_collateral(error.__cause__)
 
 
 def explain(

@@ -125,6 +125,7 @@ def fit(
             gpus_per_worker=resources.gpus_per_worker,
             may_lose_nodes=not owns_cluster(),
             expert_parallel=resources.expert_parallel,
+            expert_timeout_s=resources.expert_timeout_s,
             monitor=start_monitor(),
             is_judged=judge is not None,
             saves_to_be_judged=judge is not None and judge.saves,

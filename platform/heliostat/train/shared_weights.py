@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,6 +69,7 @@ class SharedWeights:
         model: nn.Module,
         ranks: Ranks,
         size: int,
+        timeout_s: float,
         config: FitConfig,
         build_optimizer: Any,
         dtype: torch.dtype,
@@ -78,18 +80,24 @@ class SharedWeights:
             model: whole, the same on every rank.
             ranks: this worker's place.
             size: workers of a group.
+            timeout_s: how long a worker waits for the others in a collective of these weights.
             config: optimiser and clipping.
             build_optimizer: makes an optimiser of parameter groups and the optimiser's config.
             dtype: what is computed in.
         """
         self.ranks, self.size, self.config = ranks, size, config
         self.index = ranks.rank % size
+        # Making a group has a time limit as well, and ranks may have read their weights for long.
+        ranks.barrier()
         self._group = _own_group(
             [list(range(first, first + size)) for first in range(0, ranks.world_size, size)],
             ranks.rank,
+            timeout_s,
         )
         self._replicas = _own_group(
-            [list(range(index, ranks.world_size, size)) for index in range(size)], ranks.rank
+            [list(range(index, ranks.world_size, size)) for index in range(size)],
+            ranks.rank,
+            timeout_s,
         )
         self._tensors: dict[str, torch.Tensor] = {}
         self._masters: dict[str, torch.Tensor] = {}
@@ -242,11 +250,12 @@ def clip_factor(norm: float, limit: float | None) -> float:
     return min(1.0, limit / (norm + 1e-6))
 
 
-def _own_group(groups: Sequence[Sequence[int]], rank: int) -> Any:
+def _own_group(groups: Sequence[Sequence[int]], rank: int, timeout_s: float) -> Any:
     """The process group of those that holds the rank; made by all ranks, in the same order."""
     mine = None
     for members in groups:
-        made = dist.new_group(list(members))
+        # By default a lost worker would show after half an hour (gloo) or ten minutes (NCCL).
+        made = dist.new_group(list(members), timeout=timedelta(seconds=timeout_s))
         if rank in members:
             mine = made
     return mine

@@ -29,6 +29,8 @@ class FitSpec:
     """Whether nodes can be taken away meanwhile; not on a cluster that the driver started."""
     expert_parallel: int | None
     """Workers that share one copy of the experts."""
+    expert_timeout_s: float
+    """How long one of them waits for the others."""
     monitor: MonitorHandle
     is_judged: bool = False
     """Whether to wait for a verdict after each evaluation (`judge.py`)."""

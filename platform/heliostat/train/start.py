@@ -111,7 +111,7 @@ def start(spec: FitSpec, ranks: Ranks, attempt: int) -> Start:
     shared = None
     if spec.expert_parallel is not None:
         shared = SharedWeights(
-            model, ranks, spec.expert_parallel, spec.config, build_optimizer,
+            model, ranks, spec.expert_parallel, spec.expert_timeout_s, spec.config, build_optimizer,
             DTYPES[spec.config.precision],
         )  # fmt: skip
     engine = build_engine(spec.task, model, spec.config, plan, universal=universal)

@@ -14,7 +14,7 @@ from trainings import Trainings, kill_when_held, losses, meanwhile, saved_steps,
 
 from heliostat.config.int_range import IntRange
 from heliostat.config.resources import ResourcesConfig
-from heliostat.errors import ConfigError, Interrupted
+from heliostat.errors import ConfigError, Interrupted, TrainingFailed
 from heliostat.storage import Location
 from heliostat.train.config import CheckpointConfig, FitConfig, OptimizerConfig, ZeroConfig
 from heliostat.train.fit import FitResult, fit
@@ -145,6 +145,20 @@ def test_a_killed_worker_that_holds_half_of_the_experts_is_replaced(
         result = trained(train, held, 2, 2, 1, "killed")
     assert result.outcome.attempts == 2
     assert_same(result, reference)
+
+
+@pytest.mark.slow
+def test_a_worker_that_stands_still_fails_the_training_after_the_limit_and_it_can_go_on(
+    train: Trainings, task: MixtureLanguageModel, reference: FitResult, tmp_path: Path
+) -> None:
+    held = HeldMixture(**vars(task), notes=Location.of(tmp_path / "notes"))
+    config = dataclasses.replace(CONFIG, zero=ZeroConfig(stage=1), max_failures=0)
+    placed = dataclasses.replace(resources(2, 2), expert_timeout_s=3.0)
+    named = r"layer of experts 0, exchange of row counts: rank 0 waited 3\.\d s in vain"
+    with train.run("stood-still") as run, pytest.raises(TrainingFailed, match=named):
+        fit(held, config, run=run, resources=placed)
+    with train.run("stood-still") as run:
+        assert_same(fit(held, config, run=run, resources=placed), reference)
 
 
 @pytest.mark.slow

@@ -39,6 +39,13 @@ def test_only_lost_connections_are_collateral(error: Exception, collateral: bool
     assert is_collateral(error) is collateral
 
 
+@pytest.mark.parametrize("text", [RESET, "sample 3 is cursed"])
+def test_an_error_raised_from_a_lost_connection_is_collateral(text: str) -> None:
+    with pytest.raises(ValueError, match="layer 3") as caught:
+        raise ValueError("layer 3") from RuntimeError(text)
+    assert is_collateral(caught.value) is (text == RESET)
+
+
 def test_the_root_is_the_worker_with_an_error_of_its_own_even_if_it_told_later() -> None:
     found = explain([failure(0, 1.0, collateral=True), failure(1, 2.0)], {}, Exception("x"))
     assert found.sentence == (
