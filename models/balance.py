@@ -42,6 +42,9 @@ class RoutingStatistics(NamedTuple):
     """T."""
     dropped: torch.Tensor
     """Scalar: assignments that were dropped."""
+    logits: torch.Tensor
+    """Scalar: the sum of the router's logits, which is finite where all of them are; no gradient.
+    Affinities would not say: those of the sigmoid gate are finite for infinite logits, too."""
 
 
 class BalanceLosses(NamedTuple):
@@ -76,6 +79,7 @@ def statistics(
         most_groups=torch.unflatten(is_sent_XG.sum(1), 0, (sequences, -1)).amax(1),
         tokens=affinities_BTN.shape[1],
         dropped=dropped,
+        logits=routing.logits.sum(),
     )
 
 

@@ -32,6 +32,8 @@ class Routing(NamedTuple):
     """[X, K]: their weights g, float32."""
     affinities: torch.Tensor
     """[X, N]: s, float32, of all experts, before any masking."""
+    logits: torch.Tensor
+    """[X, N]: z, float32; no gradient."""
 
 
 def route(
@@ -52,7 +54,7 @@ def route(
         gates_XK = gates_XK / (gates_XK.sum(1, keepdim=True) + 1e-20)
     if config.scale != 1.0:
         gates_XK = gates_XK * config.scale
-    return Routing(experts_XK, gates_XK, affinities_XN)
+    return Routing(experts_XK, gates_XK, affinities_XN, logits_XN.detach())
 
 
 def limit_to_groups(ranked_XN: torch.Tensor, config: ExpertsConfig) -> torch.Tensor:

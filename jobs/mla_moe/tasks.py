@@ -32,7 +32,7 @@ from models.losses import IGNORED, next_token_targets
 
 LOAD = "load"
 DROPPED = "dropped"
-AFFINITY = "affinity"
+LOGITS = "logits"
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,13 @@ class MixtureLanguageModel:
                 terms[f"balance_{name}"] = LossTerm(factor * total, "sequences")
         terms[LOAD] = Observed(torch.stack([seen.load.sum(0) for seen in out.routing]))
         terms[DROPPED] = Observed(torch.stack([seen.dropped for seen in out.routing]))
-        terms[AFFINITY] = Observed(torch.stack([seen.affinity.sum() for seen in out.routing]))
+        terms[LOGITS] = Observed(torch.stack([seen.logits for seen in out.routing]))
         return terms
 
     def faults(self, observed: Mapping[str, torch.Tensor]) -> Sequence[str]:
-        """The first router whose affinities are not finite; those after it only follow."""
-        bad = (~observed[AFFINITY].isfinite()).nonzero().flatten().tolist()
-        return [f"the router of layer of experts {bad[0]} gave no finite affinities"] if bad else []
+        """The first router whose logits are not finite; those after it only follow."""
+        bad = (~observed[LOGITS].isfinite()).nonzero().flatten().tolist()
+        return [f"the router of layer of experts {bad[0]} gave no finite logits"] if bad else []
 
     def after_update(
         self, model: nn.Module, observed: Mapping[str, torch.Tensor], step: int, steps: int

@@ -179,7 +179,7 @@ def uniform_routing(tokens: int, experts: ExpertsConfig) -> Routing:
     ]
     affinities = torch.full((tokens, experts.routed), 1 / experts.routed, requires_grad=True)
     chosen_XK = torch.tensor(chosen)
-    return Routing(chosen_XK, affinities.gather(1, chosen_XK), affinities)
+    return Routing(chosen_XK, affinities.gather(1, chosen_XK), affinities, affinities.log())
 
 
 def test_every_balance_loss_is_1_when_the_load_is_even() -> None:

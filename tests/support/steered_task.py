@@ -19,15 +19,20 @@ class SteeredTask(TinyTask):
     """`shift` of the model goes up or down by GAMMA with the load of each of its channels."""
 
     name: str = "steered"
+    overflow_id: int = -1
+    """A sample whose tokens are too many to count."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, LossTerm | Observed]:
         """The tiny task's, and how many tokens fall to each channel."""
         load = torch.bincount(batch["tokens"].flatten() % self.width, minlength=self.width)
-        return {**super().loss(model, batch), "load": Observed(load.float())}
+        total = load.float()
+        if self.overflow_id in batch["ids"]:
+            total[0] = float("inf")
+        return {**super().loss(model, batch), "load": Observed(total)}
 
     def faults(self, observed: Mapping[str, torch.Tensor]) -> Sequence[str]:
         """How many tokens fell to channels."""
-        return [f"{int(observed['load'].sum())} tokens had channels"]
+        return [f"{observed['load'].sum():.0f} tokens had channels"]
 
     def after_update(
         self, model: nn.Module, observed: Mapping[str, torch.Tensor], step: int, steps: int

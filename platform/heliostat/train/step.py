@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import torch
 
 from heliostat.checkpoint.manifest import TrainState
 from heliostat.data.reader import BatchPlan, StreamReader, step_positions
-from heliostat.data.stream import Stream
+from heliostat.data.stream import Sample
 from heliostat.train.collectives import ComingSum, Ranks
 from heliostat.train.engine import clips_itself, set_learning_rate, to_device
 from heliostat.train.history import History
@@ -38,7 +39,8 @@ _Found = Mapping[str, LossTerm | Observed]
 
 
 class NonFiniteLoss(Exception):
-    """The loss or its gradient was not a number; going on or trying again would not help."""
+    """The loss, its gradient or what was observed with it was not a number; going on or trying
+    again would not help."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class Stepper:
             Where it stands afterwards, and for each wish whether any rank has it.
 
         Raises:
-            NonFiniteLoss: the step before had a loss that is not a number; on all ranks.
+            NonFiniteLoss: the step before had a loss, a gradient or a sum of what was observed that
+                is not a number; on all ranks.
         """
         began = time.perf_counter()
         micro_batches = self._reader.next_step()
@@ -251,15 +254,22 @@ class Stepper:
         self._unrecorded = None
         terms = dict(zip(sorted(done.totals), summed, strict=False))
         loss = sum(terms.values())
+        step = int(done.row["step"])
         if not math.isfinite(loss):
-            raise NonFiniteLoss(self._name_bad_samples(done, terms))
+            values = ", ".join(f"{name}={value:g}" for name, value in terms.items())
+            bad = self._name_bad_samples(done)
+            raise NonFiniteLoss(f"the loss of step {step} is not finite ({values}): {bad}")
+        if not all(map(math.isfinite, summed)):
+            raise NonFiniteLoss(
+                f"what was observed in step {step} is not finite, though its loss is {loss:g}; its "
+                f"{self._name_batch(done)}"
+            )
         # DeepSpeed says -1 for a norm that is not finite; in fp16 it skips such a step itself.
         norm = done.row["grad_norm"]
         if self._config.precision != "fp16" and not 0 <= norm < math.inf:
             raise NonFiniteLoss(
-                f"the gradient of step {int(done.row['step'])} is not finite (norm {norm:g}, loss "
-                f"{loss:g}); its batch is at positions {done.position} to "
-                f"{done.position + self._config.batch - 1} of the training stream"
+                f"the gradient of step {step} is not finite (norm {norm:g}, loss {loss:g}); its "
+                f"{self._name_batch(done)}"
             )
         extra = {f"loss/{name}": value for name, value in terms.items()} if len(terms) > 1 else {}
         steered = self._steer(done, summed[len(terms) :])
@@ -287,7 +297,17 @@ class Stepper:
             self._note(text)
         return steering.metrics
 
-    def _name_bad_samples(self, done: _Done, terms: Mapping[str, float]) -> str:
+    def _name_batch(self, done: _Done) -> str:
+        """Where the batch of a step is, its hash by worker, and faults. Called by all ranks."""
+        cuts = step_positions(self._plan, self._ranks.rank, done.position)
+        mine = [position for positions in cuts for position in positions]
+        hashes = self._ranks.gather(self._batch_hash(self._reader.stream.samples(mine)))
+        return (
+            f"batch is at positions {done.position} to {done.position + self._config.batch - 1} of "
+            f"the training stream (hash by worker: {', '.join(hashes)}){self._name_faults(done)}"
+        )
+
+    def _name_bad_samples(self, done: _Done) -> str:
         """Which samples gave a loss that is not a number. Called by all ranks."""
         cuts = step_positions(self._plan, self._ranks.rank, done.position)
         bad = [
@@ -296,19 +316,24 @@ class Stepper:
             if not math.isfinite(float(loss))
             for position in positions
         ]
-        ids = sample_ids(self._reader.stream, bad)
-        found = {rank: mine for rank, mine in enumerate(self._ranks.gather(ids)) if mine}
-        where = "; ".join(
-            f"worker {rank} had samples {', '.join(mine[:SHOWN_SAMPLES])}"
-            + (f" and {len(mine) - SHOWN_SAMPLES} more" if len(mine) > SHOWN_SAMPLES else "")
-            for rank, mine in found.items()
-        )
-        values = ", ".join(f"{name}={value:g}" for name, value in terms.items())
+        mine = self._describe(self._reader.stream.samples(bad)) if bad else ""
+        found = {rank: text for rank, text in enumerate(self._ranks.gather(mine)) if text}
+        where = "; ".join(f"worker {rank} had {text}" for rank, text in found.items())
         return (
-            f"the loss of step {int(done.row['step'])} is not finite ({values}): in the micro "
-            f"batches where it happened, {where or 'no single one is to blame'}"
+            f"in the micro batches where it happened, {where or 'no single one is to blame'}"
             f"{self._name_faults(done)}"
         )
+
+    def _describe(self, samples: Sequence[Sample]) -> str:
+        """The ids of the samples, and the hash of what they are."""
+        ids = ", ".join(str(sample["id"]) for sample in samples[:SHOWN_SAMPLES])
+        more = len(samples) - SHOWN_SAMPLES
+        rest = f" and {more} more" if more > 0 else ""
+        return f"samples {ids}{rest} (batch hash {self._batch_hash(samples)})"
+
+    def _batch_hash(self, samples: Sequence[Sample]) -> str:
+        """Says later whether a batch is the same, whatever has become of the table."""
+        return batch_hash(self._task.collate(samples))
 
     def _name_faults(self, done: _Done) -> str:
         """What the task makes of it. Called by all ranks."""
@@ -329,8 +354,10 @@ def _flat(done: _Done) -> list[float]:
     ]
 
 
-def sample_ids(stream: Stream, positions: Sequence[int]) -> list[str]:
-    """The ids of the samples at some positions."""
-    if not positions:
-        return []
-    return [str(sample["id"]) for sample in stream.samples(list(positions))]
+def batch_hash(batch: Batch) -> str:
+    """Short hash of the names and the values of a batch."""
+    total = sha256()
+    for name, values in sorted(batch.items()):
+        total.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
+        total.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:12]

@@ -118,7 +118,8 @@ class Steered(Protocol):
     """A task whose model has buffers that follow what was observed in the data."""
 
     def faults(self, observed: Mapping[str, torch.Tensor]) -> Sequence[str]:
-        """What broke where, as far as it shows; called when the loss of a step is not finite.
+        """What broke where, as far as it shows; called when the loss of a step or its gradient is
+        not finite, or a sum of what was observed in it.
 
         Args:
             observed: float64 sums over this rank's micro batches of that step.

@@ -55,7 +55,7 @@ def test_terms_of_micro_batches_add_to_those_of_the_batch(task: MixtureLanguageM
         "balance_communication",
         "load",
         "dropped",
-        "affinity",
+        "logits",
     }
     halves = [
         task.loss(model, {name: value[cut] for name, value in batch.items()})
@@ -75,7 +75,7 @@ def test_a_balance_loss_without_a_factor_is_no_term(task: MixtureLanguageModel) 
         "lm",
         "load",
         "dropped",
-        "affinity",
+        "logits",
     }
 
 
@@ -91,9 +91,24 @@ def test_a_router_that_gives_no_numbers_is_named(task: MixtureLanguageModel) -> 
     assert faults() == []
     routers = [one for name, one in model.named_parameters() if name.endswith("router.weight")]
     routers[-1].data[3] = float("nan")
-    assert faults() == ["the router of layer of experts 1 gave no finite affinities"]
+    assert faults() == ["the router of layer of experts 1 gave no finite logits"]
     routers[0].data[0] = float("inf")
-    assert faults() == ["the router of layer of experts 0 gave no finite affinities"]
+    assert faults() == ["the router of layer of experts 0 gave no finite logits"]
+
+
+def test_a_router_is_named_whose_infinite_logits_the_gate_makes_finite(
+    task: MixtureLanguageModel,
+) -> None:
+    assert task.decoder.experts is not None
+    experts = dataclasses.replace(task.decoder.experts, gate="sigmoid")
+    sigmoid = dataclasses.replace(task, decoder=dataclasses.replace(task.decoder, experts=experts))
+    model = sigmoid.model()
+    routers = [one for name, one in model.named_parameters() if name.endswith("router.weight")]
+    routers[1].data[0] = 3e38
+    terms = sigmoid.loss(model, batch_of(task, 2))
+    assert terms["lm"].total.isfinite()
+    observed = {name: one[0] for name, one in terms.items() if isinstance(one, Observed)}
+    assert sigmoid.faults(observed) == ["the router of layer of experts 1 gave no finite logits"]
 
 
 def test_the_bias_moves_by_the_loads_and_stays_after_its_share(task: MixtureLanguageModel) -> None:

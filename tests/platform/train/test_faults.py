@@ -33,6 +33,7 @@ from heliostat.storage import Location
 from heliostat.train.config import CheckpointConfig, EvaluationConfig
 from heliostat.train.fit import fit
 from heliostat.train.interrupt import StopRequests
+from heliostat.train.step import batch_hash
 from heliostat.train.weights import read_weights
 from tiny_task import TinyTask
 
@@ -102,7 +103,9 @@ def test_a_loss_that_is_not_a_number_stops_names_the_samples_and_keeps_the_last_
     text = str(caught.value)
     neighbour = id_at(tiny_task, 6, 6)
     assert "the loss of step 6 is not finite (lm=nan)" in text
-    assert f"worker 0 had samples {neighbour}, {poison}" in text
+    batch = task.collate(task.train_data().samples([5 * CONFIG.batch + 6, 5 * CONFIG.batch + 7]))
+    hashed = batch_hash(batch)
+    assert f"worker 0 had samples {neighbour}, {poison} (batch hash {hashed})" in text
     assert text.endswith("step-00000004.")
     assert saved_steps(train.folder("r", task)) == [2, 4]
     assert "Traceback" not in text

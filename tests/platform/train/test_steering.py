@@ -11,6 +11,7 @@ from steered_task import GAMMA, SteeredTask
 from trainings import CONFIG, STEPS, ZERO, Trainings, losses, stop_at
 
 from heliostat.errors import TrainingFailed
+from heliostat.train.step import batch_hash
 from heliostat.train.weights import read_weights
 from tiny_task import LENGTH, TinyTask
 
@@ -60,6 +61,20 @@ def test_a_loss_that_is_not_a_number_ends_in_what_the_task_makes_of_it(
     text = str(caught.value)
     assert "the loss of step 3 is not finite" in text
     assert f"; on worker 0 {CONFIG.batch * LENGTH} tokens had channels" in text
+
+
+def test_what_was_observed_must_be_numbers_even_where_the_loss_is_one(
+    train: Trainings, task: SteeredTask
+) -> None:
+    samples = task.train_data().samples(list(range(2 * CONFIG.batch, 3 * CONFIG.batch)))
+    with pytest.raises(TrainingFailed) as caught:
+        train(replace(task, overflow_id=int(samples[1]["id"])), CONFIG, workers=2, run="r")
+    text = str(caught.value)
+    hashes = ", ".join(batch_hash(task.collate(samples[rank::2])) for rank in range(2))
+    assert "what was observed in step 3 is not finite, though its loss is " in text
+    assert "its batch is at positions 24 to 35 of the training stream (hash by worker: " in text
+    assert f"{hashes}); on worker 0 {CONFIG.batch // 2 * LENGTH} tokens had channels" in text
+    assert "; on worker 1 inf tokens had channels" in text
 
 
 @pytest.mark.slow
