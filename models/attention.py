@@ -5,7 +5,8 @@ heads, then all value heads. The products run in `scaled_dot_product_attention`,
 1 / sqrt(D). No dropout. `forward` is the training and scoring path; `cached` computes a step of
 generation, with keys (rotated) and values kept as `models.cache` describes. A position scheme with
 several branches takes its own way from the projections on: `models.branch_attention` and, in
-generation, `models.branch_cache`.
+generation, `models.branch_cache`; so does a layer that sees the last tokens only:
+`models.window_attention`.
 
 Shapes: B batch, T tokens, d width, H query heads, K key and value heads, D head width; in a cached
 step N new tokens of all sequences, S sequences of a group, M new tokens of each, L columns.
@@ -25,9 +26,11 @@ from models.branch_cache import StepScheme, branch_layout, cached_branch_attenti
 from models.cache import Kept, LayerCache, LayerLayout
 from models.decoder_config import DecoderConfig
 from models.initialise import linear
+from models.merge_attention import Tile, merge_attention
 from models.positions import PositionPlan, has_branches
 from models.ragged import Group
 from models.rotary import RotaryTables, rotate
+from models.window_attention import cached_window_attention
 
 KEY_VALUE = "key_value"
 
@@ -42,13 +45,17 @@ class AttentionInputs(NamedTuple):
     """[B, T, 1, 1]: multiplies the queries; None stands for 1."""
     branches: BranchInputs | None = None
     """Positions of a scheme with several branches, in place of all the above."""
+    tiles: list[Tile] | None = None
+    """Of a windowed layer, in place of the mask."""
 
 
 class CausalSelfAttention(nn.Module):
     """softmax(q k^T / sqrt(D)) v over the visible tokens, then the output projection."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, window: int | None = None) -> None:
         super().__init__()
+        self.window = window
+        """v, keys that a query sees; None: all."""
         self.heads = config.heads
         self.key_value_heads = config.key_value_heads
         self.head_width = config.head_width
@@ -68,6 +75,9 @@ class CausalSelfAttention(nn.Module):
         q_BTHD, k_BTKD = torch.split(rotate(qk_BTHD, inputs.rotary), [heads, shared], dim=2)
         if inputs.query_factor is not None:
             q_BTHD = q_BTHD * inputs.query_factor
+        if inputs.tiles is not None:
+            q_BHTD, k_BKTD, v_BKTD = (x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
+            return self._project(merge_attention([q_BHTD], [k_BKTD], v_BKTD, inputs.tiles))
         out_BHTD = F.scaled_dot_product_attention(
             q_BTHD.transpose(1, 2),
             k_BTKD.transpose(1, 2),
@@ -83,9 +93,13 @@ class CausalSelfAttention(nn.Module):
         return out_BTd
 
     def cache_layout(self, position_plan: PositionPlan | None = None) -> LayerLayout:
-        """Rotated keys, then values, of every token; or what a scheme of several branches keeps."""
+        """Rotated keys, then values, of every token; or what a scheme of several branches keeps.
+
+        A windowed layer has no scheme: the plan is that of the full ones.
+        """
         width = self.key_value_heads * self.head_width
-        if position_plan is not None and has_branches(position_plan):
+        is_full = self.window is None
+        if is_full and position_plan is not None and has_branches(position_plan):
             return branch_layout(position_plan, width)
         return LayerLayout((Kept(KEY_VALUE, 2 * width),))
 
@@ -116,6 +130,10 @@ class CausalSelfAttention(nn.Module):
 
     def _attend(self, q_RHD: torch.Tensor, group: Group, cache: LayerCache) -> torch.Tensor:
         """The weighted values of the rows of a group, [R, H, D]."""
+        if self.window is not None:
+            return cached_window_attention(
+                q_RHD, KEY_VALUE, self.window, self.key_value_heads, group, cache
+            )
         key_value = cache.read(KEY_VALUE, group)
         k_SKLD, v_SKLD = (
             torch.unflatten(key_value, -1, (2, self.key_value_heads, self.head_width))

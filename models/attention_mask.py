@@ -67,6 +67,19 @@ def is_right_padded(attention_mask_BT: torch.Tensor) -> bool:
     return not bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any())
 
 
+def row_segments(
+    input_ids_BT: torch.Tensor,
+    attention_mask_BT: torch.Tensor | None,
+    document_ids_BT: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """The segments, or None where every row is one document that nothing stands before: [B, T]."""
+    if document_ids_BT is not None:
+        return segments(attention_mask_BT, document_ids_BT)
+    if attention_mask_BT is None or is_right_padded(attention_mask_BT):
+        return None
+    return segments(attention_mask_BT, torch.zeros_like(input_ids_BT))
+
+
 def segments(attention_mask_BT: torch.Tensor | None, document_ids_BT: torch.Tensor) -> torch.Tensor:
     """The document of each token, and one more segment, -1, for padding."""
     if attention_mask_BT is None:

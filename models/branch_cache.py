@@ -56,12 +56,7 @@ class StepScheme:
 
 
 def step_scheme(position_plan: PositionPlan, step: CacheStep, dtype: torch.dtype) -> StepScheme:
-    """The tables for the new tokens of `step`.
-
-    Raises:
-        ValueError: The cache was written under another plan: its keys stand elsewhere.
-    """
-    step.claim(position_plan)
+    """The tables for the new tokens of `step`."""
     at_N = step.positions_N
     tables = []
     for branch in positions.branches(position_plan):

@@ -23,6 +23,8 @@ layer does, in each step,
         ... group.mask(dtype) where group.needs_mask ...
 
 What is read past the end of a shorter sequence is finite and means nothing; the mask closes it.
+A layer that sees the last tokens only reads these with `read_last`, where the columns end with the
+newest token of each sequence, and what precedes a shorter sequence means nothing.
 Rotary positions are `step.positions_N`. A result never depends on the other sequences of a step but
 for rounding.
 
@@ -115,6 +117,8 @@ class Addresses(Protocol):
     def write(self, flat: torch.Tensor, rows_Nw: torch.Tensor) -> None: ...
 
     def read(self, flat: torch.Tensor, group: Group) -> torch.Tensor: ...
+
+    def read_last(self, flat: torch.Tensor, group: Group, count: int) -> torch.Tensor: ...
 
 
 class Storage:
@@ -223,6 +227,14 @@ class LayerCache:
     def read(self, name: str, group: Group) -> torch.Tensor:
         """The vectors of all tokens of the group's sequences, new ones included: [S, L, w]."""
         return self._addresses.read(self._kept[name], group)
+
+    def read_last(self, name: str, group: Group, count: int) -> torch.Tensor:
+        """The vectors of the last tokens of the group's sequences, new ones included: [S, C, w].
+
+        C is `count`, or the length of the longest sequence where that is less. Column c of a
+        sequence of n tokens is position n - C + c.
+        """
+        return self._addresses.read_last(self._kept[name], group, min(count, group.longest))
 
     def ring(self, name: str, group: Group) -> RingView:
         """The slots of a ring: before `write_ring` as the step before left them, then the newest.

@@ -68,3 +68,10 @@ class _Rows:
 
     def read(self, flat: torch.Tensor, group: Group) -> torch.Tensor:
         return torch.unflatten(flat, 0, (self._sequences, -1))[group.sequences, : group.longest]
+
+    def read_last(self, flat: torch.Tensor, group: Group, count: int) -> torch.Tensor:
+        rows = torch.unflatten(flat, 0, (self._sequences, -1))[group.sequences]
+        if len(set(group.past)) == 1:
+            return rows[:, group.longest - count : group.longest]
+        columns_SC = group.last_positions(count).clamp(min=0)
+        return rows[torch.arange(group.size, device=flat.device)[:, None], columns_SC]

@@ -3,9 +3,10 @@
 Parameter counts are exact. FLOPs are those of the matrix products, a multiply-add as two, forward
 and backward, and agree with `torch.utils.flop_counter.FlopCounterMode`: attention is counted as the
 full T x T square that the counter sees, not as the causal half, with a backward pass of twice the
-forward; what a kernel or activation checkpointing computes a second time is not counted, nor are
-norms, activations and embedding look-ups. The compute of a whole training (`training_compute`) is
-the convention of Kaplan et al. 2020 (arXiv 2001.08361), which halves causal attention.
+forward, and windowed attention as a band of T x v; what a kernel or activation checkpointing
+computes a second time is not counted, nor are norms, activations and embedding look-ups. The
+compute of a whole training (`training_compute`) is the convention of Kaplan et al. 2020 (arXiv
+2001.08361), which halves causal attention.
 
 Of a mixture of experts all parameters are counted, but FLOPs only of the experts that a token
 meets.
@@ -179,7 +180,8 @@ def _decoder_training_flops(config: DecoderConfig, batch: int, tokens: int) -> i
         for layer in layers
     )
     # Two products of 2 T^2 D each for every head, once forward, twice backward.
-    attention = 6 * batch * config.layers * config.heads * tokens**2 * sum(head_widths(config))
+    columns = sum(min(config.window(layer) or tokens, tokens) for layer in layers)
+    attention = 6 * batch * config.heads * tokens * columns * sum(head_widths(config))
     return 6 * batch * tokens * matrices + attention
 
 

@@ -24,7 +24,7 @@ Shapes: B batch, T tokens, d width, V vocabulary; in a cached step N new tokens,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import AttentionInputs, CausalSelfAttention
-from models.attention_mask import additive_mask, derived_positions
+from models.attention_mask import additive_mask, derived_positions, row_segments
 from models.balance import RoutingStatistics
 from models.branch_cache import StepScheme, step_scheme
 from models.cache import CacheStep, LayerCache, LayerLayout
@@ -48,6 +48,9 @@ from models.positions import PositionPlan
 from models.ragged import Group
 from models.rms_norm import RMSNorm
 from models.rotary import RotaryTables, rotary_tables
+from models.window_attention import window_tiles
+
+Shared = TypeVar("Shared")
 
 
 class ObservedHidden(NamedTuple):
@@ -63,6 +66,14 @@ class ObservedLoss(NamedTuple):
 
     total: torch.Tensor
     routing: list[RoutingStatistics]
+
+
+class StepInputs(NamedTuple):
+    """What the attention of blocks of one kind shares in a step of generation."""
+
+    rotary: RotaryTables
+    scheme: StepScheme | None = None
+    """None: plain rotary positions."""
 
 
 class Decoder(nn.Module):
@@ -110,11 +121,11 @@ class Decoder(nn.Module):
                 earlier tokens of its own document.
             position_plan: A scheme of `models.positions` in place of plain rotary positions.
         """
-        x_BTd, inputs = self._begin(
+        x_BTd, shared = self._begin(
             input_ids_BT, attention_mask, position_ids, document_ids, position_plan
         )
         recompute = self.checkpoint_activations and torch.is_grad_enabled()
-        for block in self.blocks:
+        for block, inputs in zip(self.blocks, shared, strict=True):
             if recompute:
                 # There is no dropout, so there is no random state to put back.
                 x_BTd = checkpoint(
@@ -131,19 +142,18 @@ class Decoder(nn.Module):
         step: CacheStep,
         position_plan: PositionPlan | None = None,
     ) -> torch.Tensor:
-        """Hidden states [N, d] of the new tokens of a step of generation."""
+        """Hidden states [N, d] of the new tokens of a step of generation.
+
+        Raises:
+            ValueError: The cache was written under another plan: its keys stand elsewhere.
+        """
         x_Nd: torch.Tensor = self.embedding(input_ids_N)
-        scheme = None
-        if position_plan is None:
-            step.claim(None)
-            rotary = self._rotary(step.positions_N, x_Nd.dtype)
-        else:
-            require_plan_fits(self.config, position_plan)
-            scheme = step_scheme(position_plan, step, x_Nd.dtype)
-            rotary = scheme.branches[0].query
-        for index, block in enumerate(self.blocks):
+        step.claim(position_plan)
+        shared = self._begin_step(step, x_Nd.dtype, position_plan)
+        for index, (block, inputs) in enumerate(zip(self.blocks, shared, strict=True)):
             assert isinstance(block, Block)
-            x_Nd = block.cached(x_Nd, rotary, step.groups, step.layer(index), scheme)
+            layer = step.layer(index)
+            x_Nd = block.cached(x_Nd, inputs.rotary, step.groups, layer, inputs.scheme)
         hidden_Nd: torch.Tensor = self.final_norm(x_Nd)
         return hidden_Nd
 
@@ -163,10 +173,10 @@ class Decoder(nn.Module):
             document_ids: As of `forward`.
             sequence_ids: [B], the sequences' own numbers, which say whose tokens are never dropped.
         """
-        x_BTd, inputs = self._begin(input_ids_BT, None, position_ids, document_ids)
+        x_BTd, shared = self._begin(input_ids_BT, None, position_ids, document_ids)
         recompute = self.checkpoint_activations and torch.is_grad_enabled()
         routing = []
-        for block in self.blocks:
+        for block, inputs in zip(self.blocks, shared, strict=True):
             assert isinstance(block, Block)
             if recompute:
                 x_BTd, seen = checkpoint(
@@ -190,12 +200,20 @@ class Decoder(nn.Module):
         position_ids: torch.Tensor | None,
         document_ids: torch.Tensor | None,
         position_plan: PositionPlan | None = None,
-    ) -> tuple[torch.Tensor, AttentionInputs]:
-        """The embedded tokens, and what the attention of all blocks shares."""
+    ) -> tuple[torch.Tensor, list[AttentionInputs]]:
+        """The embedded tokens, and for each block what its attention shares with its like."""
         x_BTd: torch.Tensor = self.embedding(input_ids_BT)
-        if position_plan is not None:
+        if position_ids is None:
+            stands_BT = derived_positions(input_ids_BT, attention_mask, document_ids)
+        else:
+            stands_BT = position_ids
+        rotary = self._rotary(stands_BT, x_BTd.dtype)
+        if position_plan is None:
+            mask = additive_mask(attention_mask, document_ids, x_BTd.dtype)
+            full = AttentionInputs(rotary, mask)
+        else:
             require_plan_fits(self.config, position_plan)
-            return x_BTd, planned_inputs(
+            full = planned_inputs(
                 position_plan,
                 input_ids_BT,
                 attention_mask=attention_mask,
@@ -203,13 +221,32 @@ class Decoder(nn.Module):
                 document_ids=document_ids,
                 dtype=x_BTd.dtype,
             )
-        if position_ids is None:
-            position_ids = derived_positions(input_ids_BT, attention_mask, document_ids)
-        inputs = AttentionInputs(
-            rotary=self._rotary(position_ids, x_BTd.dtype),
-            mask=additive_mask(attention_mask, document_ids, x_BTd.dtype),
+        if self.config.hybrid is None:
+            return x_BTd, [full] * self.config.layers
+        tiles = window_tiles(
+            self.config.hybrid.sliding_window,
+            input_ids_BT.shape[1],
+            row_segments(input_ids_BT, attention_mask, document_ids),
+            x_BTd,
         )
-        return x_BTd, inputs
+        return x_BTd, self._by_layer(full, AttentionInputs(rotary, mask=None, tiles=tiles))
+
+    def _begin_step(
+        self, step: CacheStep, dtype: torch.dtype, position_plan: PositionPlan | None
+    ) -> list[StepInputs]:
+        """For each block what its attention shares with its like."""
+        if position_plan is None:
+            return [StepInputs(self._rotary(step.positions_N, dtype))] * self.config.layers
+        require_plan_fits(self.config, position_plan)
+        scheme = step_scheme(position_plan, step, dtype)
+        full = StepInputs(scheme.branches[0].query, scheme)
+        if self.config.hybrid is None:
+            return [full] * self.config.layers
+        return self._by_layer(full, StepInputs(self._rotary(step.positions_N, dtype)))
+
+    def _by_layer(self, full: Shared, windowed: Shared) -> list[Shared]:
+        windows = (self.config.window(layer) for layer in range(self.config.layers))
+        return [full if window is None else windowed for window in windows]
 
     def _rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> RotaryTables:
         return rotary_tables(
@@ -228,7 +265,7 @@ class Block(nn.Module):
         super().__init__()
         self.parallel_residual = config.parallel_residual
         self.attention_norm = build_norm(config)
-        self.attention = build_attention(config)
+        self.attention = build_attention(config, layer)
         self.feed_forward_norm = build_norm(config)
         self.feed_forward = build_feed_forward(config, layer)
 
@@ -364,9 +401,11 @@ def build_norm(config: DecoderConfig) -> nn.LayerNorm | nn.RMSNorm:
     return RMSNorm(config.width, eps=config.norm_epsilon)
 
 
-def build_attention(config: DecoderConfig) -> CausalSelfAttention | LatentAttention:
-    """The attention that `config` names."""
-    return LatentAttention(config) if config.latent is not None else CausalSelfAttention(config)
+def build_attention(config: DecoderConfig, layer: int) -> CausalSelfAttention | LatentAttention:
+    """The attention that `config` names for a block."""
+    if config.latent is not None:
+        return LatentAttention(config)
+    return CausalSelfAttention(config, config.window(layer))
 
 
 def build_feed_forward(config: DecoderConfig, layer: int) -> nn.Module:

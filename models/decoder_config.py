@@ -2,9 +2,9 @@
 
 GPT-NeoX (Black et al. 2022, arXiv 2204.06745; the Pythia models), Llama (Touvron et al. 2023, arXiv
 2302.13971; SmolLM2) and DeepSeek-V2 and V3 (arXiv 2405.04434, 2412.19437) differ in the choices
-below and in nothing else, so one model reads them from its config. What only some of them have is a
-section of its own: `latent` (multi-head latent attention), `experts` (a mixture of experts) and
-`yarn`. This module holds no torch and imports in no time.
+below and in nothing else, so one model reads them from its config. What only some models have is a
+section of its own: `latent` (multi-head latent attention), `experts` (a mixture of experts), `yarn`
+and `hybrid` (windowed attention in most layers). This module holds no torch and imports in no time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from models.expert_config import ExpertsConfig
+from models.hybrid_config import HybridConfig
 from models.latent_config import LatentConfig
 from models.yarn import YarnConfig
 
@@ -55,6 +56,7 @@ def llama_config(
     max_positions: int = 2048,
     rotary_base: float = 10_000.0,
     tied_embeddings: bool = False,
+    hybrid: HybridConfig | None = None,
 ) -> DecoderConfig:
     """Llama: sequential residual, RMSNorm, full rotary, SwiGLU, grouped-query heads, no biases."""
     _require_whole_heads(width, heads)
@@ -75,6 +77,7 @@ def llama_config(
         rotary_fraction=1.0,
         rotary_base=rotary_base,
         tied_embeddings=tied_embeddings,
+        hybrid=hybrid,
     )
 
 
@@ -121,7 +124,12 @@ def deepseek_config(
 
 def decoder_config_from(values: Mapping[str, Any]) -> DecoderConfig:
     """The config that `dataclasses.asdict` turned into `values`."""
-    sections = {"latent": LatentConfig, "experts": ExpertsConfig, "yarn": YarnConfig}
+    sections = {
+        "latent": LatentConfig,
+        "experts": ExpertsConfig,
+        "yarn": YarnConfig,
+        "hybrid": HybridConfig,
+    }
     built = {
         name: section(**values[name])
         for name, section in sections.items()
@@ -183,6 +191,8 @@ class DecoderConfig:
     """A mixture of experts in all layers but the first few; None: feed-forward layers only."""
     yarn: YarnConfig | None = None
     """A rotary embedding that reaches further than it was trained to; None: plain."""
+    hybrid: HybridConfig | None = None
+    """Windowed attention in all layers but a few; None: every layer sees everything."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -218,6 +228,17 @@ class DecoderConfig:
                 f"experts are swiglu layers without biases, but feed_forward is "
                 f"{self.feed_forward} and has_biases is {self.has_biases}."
             )
+        if self.hybrid is not None:
+            self._require_hybrid(self.hybrid)
+
+    def _require_hybrid(self, hybrid: HybridConfig) -> None:
+        if self.latent is not None:
+            raise ValueError("latent attention has no windowed layers: leave hybrid out.")
+        if hybrid.full_attention_layers >= self.layers:
+            raise ValueError(
+                f"full_attention_layers ({hybrid.full_attention_layers}) must be below layers "
+                f"({self.layers}): with all of them full, leave hybrid out."
+            )
 
     @property
     def rotary_width(self) -> int:
@@ -225,6 +246,13 @@ class DecoderConfig:
         if self.latent is not None:
             return self.latent.rotary_width
         return int(self.head_width * self.rotary_fraction)
+
+    def window(self, layer: int) -> int | None:
+        """v of a layer of windowed attention; None: it sees everything."""
+        hybrid = self.hybrid
+        if hybrid is None or layer in hybrid.full_layers(self.layers):
+            return None
+        return hybrid.sliding_window
 
     def has_experts(self, layer: int) -> bool:
         """Whether the layer's feed-forward is a mixture of experts."""

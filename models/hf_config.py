@@ -29,6 +29,11 @@ _KINDS = ", ".join(FAMILIES)
 
 def model_type(config: DecoderConfig) -> ModelType:
     """The Hugging Face model type that computes the same function as a `Decoder` of `config`."""
+    if config.hybrid is not None:
+        raise ValueError(
+            f"no Hugging Face model type, {_KINDS}, has layers of windowed attention, so a model "
+            f"of this shape cannot be exported: {config.hybrid}."
+        )
     if config.latent is not None or config.experts is not None:
         return hf_deepseek.model_type(config)
     if (

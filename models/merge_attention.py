@@ -78,25 +78,37 @@ def plain_tiles(position_plan: PositionPlan, length: int, like: torch.Tensor) ->
     """
     if position_plan.scheme.name == "dca":
         return _chunk_tiles(position_plan.chunk_length, length)
-    w = min(position_plan.window, length)
+    w = position_plan.window
+    tiles = near_tiles(w, length, like)
+    if length > w:
+        tiles.append(Tile(1, slice(w, length), slice(0, length - w), True, None))
+    return tiles
+
+
+def near_tiles(window: int, length: int, like: torch.Tensor) -> list[Tile]:
+    """The near part of `plain_tiles`: causal attention to the last `window` keys."""
+    w = min(window, length)
     tiles = [Tile(0, slice(0, w), slice(0, w), True, None)]
-    block = min(max(w // 4, _SMALLEST_BLOCK), _LARGEST_BLOCK)
+    block = near_block(w)
     shared = _near_mask(block, w, like)
     for start in range(w, length, block):
         stop = min(start + block, length)
         rows = stop - start
         mask = shared[..., :rows, : rows + w - 1]
         tiles.append(Tile(0, slice(start, stop), slice(start - w + 1, stop), False, mask))
-    if length > w:
-        tiles.append(Tile(1, slice(w, length), slice(0, length - w), True, None))
     return tiles
+
+
+def near_block(window: int) -> int:
+    """Queries of a near tile."""
+    return min(max(window // 4, _SMALLEST_BLOCK), _LARGEST_BLOCK)
 
 
 def _near_mask(rows: int, window: int, like: torch.Tensor) -> torch.Tensor:
     """For queries against all keys in their windows: [1, 1, rows, rows + w - 1]."""
     query_at = torch.arange(rows, device=like.device)[:, None] + window - 1
     distance = query_at - torch.arange(rows + window - 1, device=like.device)
-    return _additive((distance >= 0) & (distance < window), like)[None, None]
+    return additive((distance >= 0) & (distance < window), like)[None, None]
 
 
 def _chunk_tiles(chunk: int, length: int) -> list[Tile]:
@@ -124,17 +136,11 @@ def later_tiles(position_plan: PositionPlan, past: int, new: int, like: torch.Te
         like: Gives the masks their dtype and device.
     """
     w = position_plan.window
-    first_near = max(past - w + 1, 0)
-    tiles = []
+    tiles = later_near_tiles(w, past, new, like)
     for start in range(0, new, _LARGEST_BLOCK):
         rows = slice(start, min(start + _LARGEST_BLOCK, new))
         at, end = past + rows.start, past + rows.stop
         query_at = torch.arange(at, end, device=like.device)[:, None]
-        near = slice(max(at - w + 1, 0), end)
-        distance = query_at - torch.arange(near.start, near.stop, device=like.device)
-        mask = _additive((distance >= 0) & (distance < w), like)[None, None]
-        columns = slice(near.start - first_near, near.stop - first_near)
-        tiles.append(Tile(0, rows, columns, False, mask))
         # All queries of the block see what the first one sees; the others a little more each.
         common, last = max(at - w + 1, 0), max(end - w, 0)
         if common:
@@ -142,8 +148,22 @@ def later_tiles(position_plan: PositionPlan, past: int, new: int, like: torch.Te
         if last > common:
             edge = query_at - torch.arange(common, last, device=like.device) >= w
             tiles.append(
-                Tile(1, rows, slice(common, last), False, _additive(edge, like)[None, None])
+                Tile(1, rows, slice(common, last), False, additive(edge, like)[None, None])
             )
+    return tiles
+
+
+def later_near_tiles(window: int, past: int, new: int, like: torch.Tensor) -> list[Tile]:
+    """The near part of `later_tiles`: causal attention to the last `window` keys."""
+    first = max(past - window + 1, 0)
+    tiles = []
+    for start in range(0, new, _LARGEST_BLOCK):
+        rows = slice(start, min(start + _LARGEST_BLOCK, new))
+        query_at = torch.arange(past + rows.start, past + rows.stop, device=like.device)[:, None]
+        keys = slice(max(past + rows.start - window + 1, 0), past + rows.stop)
+        distance = query_at - torch.arange(keys.start, keys.stop, device=like.device)
+        mask = additive((distance >= 0) & (distance < window), like)[None, None]
+        tiles.append(Tile(0, rows, slice(keys.start - first, keys.stop - first), False, mask))
     return tiles
 
 
@@ -179,7 +199,7 @@ def masked_tiles(
             if segments_BT is not None:
                 seen = seen & (segments_BT[:, rows, None] == segments_BT[:, None, keys])
             if bool(seen.any()):
-                tiles.append(Tile(index, rows, keys, False, _additive(seen, like)[:, None]))
+                tiles.append(Tile(index, rows, keys, False, additive(seen, like)[:, None]))
     return tiles
 
 
@@ -194,7 +214,8 @@ def _reachable(branch: Branch, rows: slice, window: int | None) -> slice:
     return slice(0, rows.stop)
 
 
-def _additive(seen: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def additive(seen: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """0 where something is seen, -inf elsewhere, of the dtype and device of `like`; same shape."""
     return like.new_zeros(seen.shape).masked_fill_(~seen, -math.inf)
 
 

@@ -79,6 +79,7 @@ class _Tables:
         self._slots_N = torch.tensor(slots, device=device)
         self.ring_places: Sequence[int] = [one.slot for one in sequences]
         self._read_tables: dict[int, torch.Tensor | int] = {}
+        self._last_slots: dict[tuple[int, int], torch.Tensor] = {}
 
     def write(self, flat: torch.Tensor, rows_Nw: torch.Tensor) -> None:
         flat.index_copy_(0, self._slots_N, rows_Nw)
@@ -93,6 +94,26 @@ class _Tables:
         paged = torch.unflatten(flat, 0, (-1, PAGE_TOKENS))
         read = paged.index_select(0, table).view(group.size, -1, flat.shape[1])
         return read[:, : group.longest]
+
+    def read_last(self, flat: torch.Tensor, group: Group, count: int) -> torch.Tensor:
+        key = (group.sequences.start, count)
+        if key not in self._last_slots:
+            self._last_slots[key] = self._slots_of_last(group, count)
+        return flat.index_select(0, self._last_slots[key]).view(group.size, count, -1)
+
+    def _slots_of_last(self, group: Group, count: int) -> torch.Tensor:
+        """Where the last tokens of a group are, sequence by sequence; only their pages are seen."""
+        most = -(-count // PAGE_TOKENS) + 1
+        tables = []
+        for one in self._sequences[group.sequences]:
+            first = max(one.past + one.new - count, 0) // PAGE_TOKENS
+            pages = list(one.pages[first : first + most])
+            tables.append(pages + [pages[0]] * (most - len(pages)))
+        positions_SC = group.last_positions(count).clamp(min=0)
+        numbers_SC = positions_SC // PAGE_TOKENS
+        pages_SP = torch.tensor(tables, device=self._device)
+        pages_SC = pages_SP.gather(1, numbers_SC - numbers_SC[:, :1])
+        return (pages_SC * PAGE_TOKENS + positions_SC % PAGE_TOKENS).flatten()
 
     def _table(self, group: Group) -> torch.Tensor | int:
         """The pages of a group, sequence by sequence; or the first token where they follow on."""

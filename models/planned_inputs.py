@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from models.attention import AttentionInputs
-from models.attention_mask import additive_mask, derived_positions, is_right_padded, segments
+from models.attention_mask import additive_mask, derived_positions, row_segments
 from models.branch_attention import AttentionBackend, branch_inputs
 from models.decoder_config import DecoderConfig
 from models.position_checks import require_consecutive
@@ -46,11 +46,7 @@ def planned_inputs(
         ValueError: `position_ids` do not rise by one inside a document.
     """
     counted_BT = derived_positions(input_ids_BT, attention_mask, document_ids)
-    segments_BT = None
-    if document_ids is not None:
-        segments_BT = segments(attention_mask, document_ids)
-    elif attention_mask is not None and not is_right_padded(attention_mask):
-        segments_BT = segments(attention_mask, torch.zeros_like(input_ids_BT))
+    segments_BT = row_segments(input_ids_BT, attention_mask, document_ids)
     if position_ids is not None:
         require_consecutive(position_ids, segments_BT)
     shared = branch_inputs(

@@ -61,6 +61,11 @@ class Group:
         past_S = torch.tensor(self.past, device=self.device)
         return past_S[:, None] + torch.arange(self.new, device=self.device)
 
+    def last_positions(self, count: int) -> torch.Tensor:
+        """Positions of the last tokens of every sequence, below 0 where it is shorter: [S, C]."""
+        last_S1 = self.query_positions()[:, -1:]
+        return last_S1 - torch.arange(count - 1, -1, -1, device=self.device)
+
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
         """0 where a new token may attend to a column, -inf elsewhere, [S, 1, M, L].
 

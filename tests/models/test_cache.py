@@ -13,6 +13,7 @@ from models.cache import Kept, LayerLayout, Ring
 from models.contiguous_cache import ContiguousCache
 from models.decoder import DecoderLM
 from models.decoder_config import DecoderConfig, gpt_neox_config, llama_config
+from models.hybrid_config import HybridConfig
 from models.paged_cache import PAGE_TOKENS, PagedCache, PagedSequence
 from models.ragged import groups_of
 
@@ -21,7 +22,10 @@ LLAMA = llama_config(
     vocab_size=97, width=48, layers=3, heads=6, key_value_heads=2, feed_forward_width=80
 )
 TIED = dataclasses.replace(LLAMA, tied_embeddings=True)
-SHAPES = pytest.mark.parametrize("config", [NEOX, LLAMA, TIED], ids=["neox", "llama", "tied"])
+HYBRID = dataclasses.replace(LLAMA, hybrid=HybridConfig(20, 1))
+SHAPES = pytest.mark.parametrize(
+    "config", [NEOX, LLAMA, TIED, HYBRID], ids=["neox", "llama", "tied", "hybrid"]
+)
 
 
 def model_of(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> DecoderLM:
