@@ -21,6 +21,7 @@ from heliostat.storage import Location
 from jobs.pretrained.hf_bundle import open_language_model
 from jobs.rerope.shapes import LanguageModel, Shape, blank, shape_from_json, shape_to_json
 from jobs.rerope.tasks import Variant
+from models.decoder_config import DecoderConfig
 from models.positions import LogN, PositionScheme
 
 KIND = "rerope"
@@ -71,7 +72,7 @@ def save_model(
         folder,
         weights=weights,
         parts={SHAPE: shape_to_json(shape), POSITIONS: recorded},
-        card=_card(run, variant, train_length, metrics, inputs),
+        card=_card(run, variant, shape, train_length, metrics, inputs),
         kind=KIND,
         metadata={"run": run.id, "config": run.digest, "data": data},
     )
@@ -144,16 +145,24 @@ def open_checkpoint(bundle: Bundle, trained_length: int | None) -> tuple[RotaryM
 def _card(
     run: Run,
     variant: Variant,
+    shape: Shape,
     train_length: int,
     metrics: Mapping[str, float],
     inputs: Sequence[Input],
 ) -> Card:
+    attention = ""
+    if isinstance(shape, DecoderConfig) and shape.hybrid is not None:
+        full = ", ".join(str(layer) for layer in shape.hybrid.full_layers(shape.layers))
+        attention = (
+            f" Layers see the last {shape.hybrid.sliding_window} bytes only, but for {full} of "
+            f"0 to {shape.layers - 1}, to which schemes apply."
+        )
     return Card(
         title=f"Byte-level language model of Python source, trained at {train_length} tokens",
         what=(
             "Predicts the next byte of Python source. Made to compare position schemes: the same "
             f"weights are read at several times the {train_length} bytes they were trained on. "
-            f"Positions in training: {variant.replace('_', ' ')}."
+            f"Positions in training: {variant.replace('_', ' ')}.{attention}"
         ),
         inputs=list(inputs),
         metrics=metrics,

@@ -65,8 +65,14 @@ class ModelConfig:
     """Width of the one head of a gated attention unit."""
     rotary_base: float = 10_000.0
     """b in the frequencies b^(-2m/R)."""
+    sliding_window: int | None = None
+    """v, tokens that the windowed layers of a transformer see; null: it has none."""
+    full_attention_layers: int | None = None
+    """f, layers that see everything, where there are windowed ones."""
 
     def __post_init__(self) -> None:
+        if self.sliding_window is not None or self.full_attention_layers is not None:
+            self._require_windowed_layers(self.sliding_window, self.full_attention_layers)
         if self.backbone == "gau":
             return
         if self.width % self.heads:
@@ -75,6 +81,25 @@ class ModelConfig:
             raise ConfigError(
                 f"heads is {self.heads}, which key_value_heads = {self.key_value_heads} does not "
                 "divide"
+            )
+
+    def _require_windowed_layers(self, window: int | None, full: int | None) -> None:
+        if window is None or full is None:
+            raise ConfigError(
+                f"sliding_window is {window} and full_attention_layers is {full}; give both for a "
+                "model with windowed layers, or neither"
+            )
+        if self.backbone == "gau":
+            raise ConfigError(
+                f"sliding_window is {window}, but backbone is gau: only a transformer has windowed "
+                "layers"
+            )
+        if window < 1:
+            raise ConfigError(f"sliding_window is {window}; expected at least 1 token")
+        if not 1 <= full < self.layers:
+            raise ConfigError(
+                f"full_attention_layers is {full}; expected at least 1, which schemes apply to, "
+                f"and less than layers = {self.layers}"
             )
 
 
@@ -218,6 +243,12 @@ class Config:
         check_config("fit", self.fit, self.resources, ("loss",))
         if self.length < 16:
             raise ConfigError(f"length is {self.length}; expected at least 16 tokens")
+        window = self.model.sliding_window
+        if window is not None and window > self.length:
+            raise ConfigError(
+                f"model.sliding_window is {window}, but length is {self.length}: windowed layers "
+                "would see distances that are not trained"
+            )
         inverse = self.inverse_leaky
         if not 1 <= inverse.window < self.length or not 0 < inverse.interval < 1:
             raise ConfigError(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator, Hashable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,7 @@ class RotaryEndpoint:
             "rotary_base": opened.shape.rotary_base,
             "context": context,
             "precision": self._generation.precision,
+            "hybrid": None if model.config.hybrid is None else asdict(model.config.hybrid),
         }
         return ServedRotaryModel(
             NamedModel(opened.name, codec, build, about, extra=opened), self._generation

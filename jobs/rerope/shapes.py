@@ -19,6 +19,7 @@ from models.decoder import DecoderLM
 from models.decoder_config import DecoderConfig, decoder_config_from, llama_config
 from models.gau import GauLM
 from models.gau_config import GauConfig, gau_training_flops
+from models.hybrid_config import HybridConfig
 
 Shape = DecoderConfig | GauConfig
 LanguageModel = DecoderLM | GauLM
@@ -35,6 +36,9 @@ def shape_of(model: ModelConfig, *, length: int, base_factor: float) -> Shape:
             head_width=model.gau_head_width,
             rotary_base=model.rotary_base * base_factor,
         )
+    hybrid = None
+    if model.sliding_window is not None and model.full_attention_layers is not None:
+        hybrid = HybridConfig(model.sliding_window, model.full_attention_layers)
     return llama_config(
         vocab_size=VOCABULARY,
         width=model.width,
@@ -44,6 +48,7 @@ def shape_of(model: ModelConfig, *, length: int, base_factor: float) -> Shape:
         feed_forward_width=model.feed_forward_width,
         max_positions=length,
         rotary_base=model.rotary_base * base_factor,
+        hybrid=hybrid,
     )
 
 
