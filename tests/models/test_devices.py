@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tiny_lm import tiny_decoder
 
 from models.decoder import DecoderLM
 from models.decoder_config import DecoderConfig, deepseek_config, gpt_neox_config, llama_config
 from models.expert_config import ExpertsConfig
+from models.hybrid_config import HybridConfig
 from models.latent_config import LatentConfig
 from models.paged_lm import PagedLM
 from models.planned_lm import PlannedLM, generating
@@ -44,6 +44,16 @@ SHAPES = {
         key_value_heads=2,
         feed_forward_width=48,
         max_positions=L,
+    ),
+    "llama with windowed layers": llama_config(
+        vocab_size=256,
+        width=32,
+        layers=2,
+        heads=4,
+        key_value_heads=2,
+        feed_forward_width=48,
+        max_positions=L,
+        hybrid=HybridConfig(10, 1),
     ),
     "deepseek with a YaRN of its own": deepseek_config(
         vocab_size=256,
@@ -106,7 +116,7 @@ def test_generation_makes_nothing_elsewhere(shape: str) -> None:
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("shape", ["llama", "deepseek"])
+@pytest.mark.parametrize("shape", ["llama", "llama with windowed layers", "deepseek"])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
 def test_nor_does_it_under_any_position_scheme(shape: str, scheme: PositionScheme) -> None:
     model = generating(decoder(SHAPES[shape]), scheme, train_length=L, longest=64)
@@ -120,8 +130,9 @@ def test_nor_does_it_under_any_position_scheme(shape: str, scheme: PositionSchem
     assert torch.equal(read, whole)
 
 
-def test_padded_rows_and_documents_are_masked_on_the_device() -> None:
-    model = tiny_decoder()
+@pytest.mark.parametrize("shape", ["llama", "llama with windowed layers"])
+def test_padded_rows_and_documents_are_masked_on_the_device(shape: str) -> None:
+    model = decoder(SHAPES[shape])
     ids = torch.tensor([IDS[:40], IDS[10:50]])
     mask, documents = torch.ones(2, 40, dtype=torch.bool), torch.zeros(2, 40, dtype=torch.int64)
     mask[0, 30:] = False
