@@ -167,7 +167,7 @@ def shardings(config: Config, seed: int, *, without_choice: bool = False) -> lis
         zero = ZeroConfig(stage=stage)
         for workers, shared in ((1, None), (2, None), (2, 2)):
             name = sharding_name(workers, shared, stage, without_choice=without_choice)
-            cut = replace(fit, zero=zero, micro_batch=fit.batch // workers)
+            cut = replace(fit, zero=zero, micro_batch=fit.batch // workers, batch_ramp=None)
             resources = replace(
                 base.resources, workers=IntRange(workers, workers), expert_parallel=shared
             )

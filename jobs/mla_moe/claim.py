@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from heliostat.config.dump import MAY_DIFFER
+from heliostat.config.dump import MAY_DIFFER, without_later_nulls
 from heliostat.data.table import Table
 from heliostat.errors import ConfigError
 from heliostat.runs.claim import ClaimResult, Measurement, write_claim
@@ -134,7 +134,7 @@ def _decides(arm: Arm, corpus: Corpus) -> dict[str, object]:
         config["data"].pop("tokenizer")
     workers = arm.config.resources
     return {
-        "config": config,
+        "config": without_later_nulls(config),
         "workers": workers.workers.high,
         "expert_parallel": workers.expert_parallel,
         "train": Table.open(corpus.train).fingerprint,

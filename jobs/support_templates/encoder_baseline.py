@@ -14,6 +14,7 @@ from dataclasses import replace
 from heliostat.data.table import Table
 from heliostat.runs.run import Run
 from heliostat.storage import Location
+from heliostat.train.batch_schedule import samples_in
 from heliostat.train.config import FitConfig
 from heliostat.train.fit import FitResult, fit
 from jobs.support_templates.config import Config
@@ -156,5 +157,5 @@ def _fine_tuned(
     )
     evaluation, _ = calibrated(task, trained.best, config, config.dft, labelled, recent)
     best = trained.outcome.best_step or trained.outcome.step
-    epoch = best * config.dft.fit.batch / samples
+    epoch = samples_in(config.dft.fit, best) / samples
     return Arm(name, evaluation, f"epoch {epoch:.0f} of {config.encoder.epochs:g}, by validation")

@@ -78,6 +78,7 @@ def estimate_fit(
         name=plan.name,
         parameters=parameters,
         batch=batch,
+        batch_ramp=plan.fit.batch_ramp,
         steps=steps,
         precision=plan.fit.precision,
         stage=plan.fit.zero.stage,

@@ -25,7 +25,12 @@ def format_estimate(estimates: Sequence[FitEstimate]) -> RenderableType:
 
 def fact_rows(estimate: FitEstimate) -> list[tuple[str, str]]:
     """The lines of the first table: what, and how much."""
-    count, batch = estimate.parameters, estimate.batch
+    count, batch, ramp = estimate.parameters, estimate.batch, estimate.batch_ramp
+    from_less = (
+        f", at first {ramp.start} and {ramp.increment} more every {ramp.every} steps"
+        if ramp is not None
+        else ""
+    )
     rows = [
         (
             "parameters",
@@ -35,7 +40,7 @@ def fact_rows(estimate: FitEstimate) -> list[tuple[str, str]]:
         (
             "batch",
             f"{batch.global_batch} = {batch.micro_batch} a pass x {batch.accumulation} "
-            f"accumulated x {batch.world_size} workers",
+            f"accumulated x {batch.world_size} workers{from_less}",
         ),
         ("steps", "unknown" if estimate.steps is None else f"{estimate.steps:,}"),
         ("activations", _size_or_unknown(estimate.activations) + " a worker"),

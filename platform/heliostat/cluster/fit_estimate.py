@@ -9,6 +9,7 @@ from heliostat.cluster.compute_rate import ComputeRate
 from heliostat.cluster.model_states import ModelState
 from heliostat.cluster.placement import Placement
 from heliostat.data.reader import BatchPlan
+from heliostat.train.config import BatchRampConfig
 
 if TYPE_CHECKING:
     from heliostat.cluster.dry_pass import ParameterCount
@@ -31,6 +32,7 @@ class Work:
     """Operations of a training."""
 
     flops_per_step: float
+    """Of a step with the whole batch."""
     flops: float
     source: str
     """Counted or computed, and how; for people to read."""
@@ -60,6 +62,8 @@ class FitEstimate:
     name: str
     parameters: ParameterCount
     batch: BatchPlan
+    """Of the steps after the ramp, if there is one."""
+    batch_ramp: BatchRampConfig | None
     steps: int | None
     """None when it depends on data that are not prepared yet."""
     precision: str

@@ -11,7 +11,7 @@ from heliostat.cluster.fit_estimate import Work
 from heliostat.cluster.fit_plan import ExampleBatch, FitPlan, MetaModel
 from heliostat.cluster.flops import training_flops
 from heliostat.errors import HeliostatError
-from heliostat.train.config import total_steps
+from heliostat.train.batch_schedule import samples_in, total_steps
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,7 +97,10 @@ def work_of(
     else:
         notes.append("operations are unknown: neither a batch nor tokens per sample")
         return None
-    return None if steps is None else Work(per_step, per_step * steps, source)
+    if steps is None:
+        return None
+    whole_batches = samples_in(plan.fit, steps) / plan.fit.batch
+    return Work(per_step, per_step * whole_batches, source)
 
 
 def _batch(plan: FitPlan, notes: list[str]) -> Batch | None:

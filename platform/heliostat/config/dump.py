@@ -15,6 +15,10 @@ MAY_DIFFER = ("resources", "tracker", "out", "serve", "generation", "sweep")
 """Top-level keys that do not decide a result: they may change when a run goes on. (A sweep's own
 digest holds its section `sweep`.)"""
 
+LATER = ("batch_ramp",)
+"""Keys that came after runs had been begun. As null they change nothing and do not count, so that
+such runs go on."""
+
 _BREAKS = frozenset("\x85\u2028\u2029\ufeff")
 _REFERENCE = re.compile(r"(\\*)\$\{")
 
@@ -63,13 +67,27 @@ def scalar_yaml(value: Plain) -> str:
 
 def digest_of(plain: Mapping[str, Plain]) -> str:
     """SHA-256, in hexadecimal, over everything that decides the result."""
-    decisive = {key: value for key, value in plain.items() if key not in MAY_DIFFER}
+    decisive = {
+        key: without_later_nulls(value) for key, value in plain.items() if key not in MAY_DIFFER
+    }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def without_later_nulls(value: Plain) -> Plain:
+    """The value without the keys in it that came later (`LATER`) and are null."""
+    if isinstance(value, dict):
+        return {
+            key: without_later_nulls(below)
+            for key, below in value.items()
+            if key not in LATER or below is not None
+        }
+    return [without_later_nulls(below) for below in value] if isinstance(value, list) else value
 
 
 def differing_keys(old: Plain, new: Plain, may_differ: Collection[str] = MAY_DIFFER) -> list[str]:
     """The dotted keys in which two plain configs differ, those below `may_differ` left out."""
-    return [dotted(path) for path in _differing(old, new, ()) if path[0] not in may_differ]
+    pairs = _differing(without_later_nulls(old), without_later_nulls(new), ())
+    return [dotted(path) for path in pairs if path[0] not in may_differ]
 
 
 def _differing(old: Plain, new: Plain, path: KeyPath) -> Iterator[KeyPath]:

@@ -1,9 +1,9 @@
 """Reading a stream on one rank of many, ahead of time, with a position that any rank can resume.
 
-The only state is the position in the global stream. A step takes the `global_batch` samples from
-there on; sample i of these goes to rank i mod world size, so the samples of a step, and with them
-the sequence of steps, are the same on any number of ranks. A thread reads and collates a few steps
-ahead; an error in it is raised where the step is asked for.
+The only state is the position in the global stream and the number of steps done. A step takes the
+samples of its global batch from there on; sample i of these goes to rank i mod world size, so the
+samples of a step, and with them the sequence of steps, are the same on any number of ranks. A
+thread reads and collates a few steps ahead; an error in it is raised where the step is asked for.
 
 Evaluation reads every sample of one epoch exactly once, in as many batches on every rank.
 """
@@ -106,20 +106,29 @@ class StreamReader(Generic[T]):
         self,
         stream: Stream,
         *,
-        global_batch: int,
-        micro_batch: int,
+        plan_at: Callable[[int], BatchPlan],
         rank: int,
-        world_size: int,
         collate: Callable[[Sequence[Sample]], T],
+        step: int = 0,
         position: int = 0,
         prefetched_steps: int = PREFETCHED_STEPS,
     ) -> None:
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank {rank} does not exist among {world_size} ranks")
+        """Read from where a training stands.
+
+        Args:
+            stream: what to read.
+            plan_at: how the global batch of a step (1 for the first) is cut.
+            rank: of this worker.
+            collate: makes a micro batch of samples.
+            step: steps done.
+            position: in the stream, where the next step begins.
+            prefetched_steps: steps that are read ahead.
+        """
         self.stream = stream
-        self.plan = batch_plan(global_batch, micro_batch, world_size)
+        self.plan_at = plan_at
         self.rank = rank
         self.collate = collate
+        self.step = step
         self.position = position
         self.prefetched_steps = prefetched_steps
         self.data_wait_s = 0.0
@@ -148,12 +157,17 @@ class StreamReader(Generic[T]):
         if isinstance(item, _Failure):
             self.close()
             raise item.error
-        self.position += self.plan.global_batch
+        self.step += 1
+        self.position += self.plan_at(self.step).global_batch
         return item
 
     def state(self) -> dict[str, int | str]:
         """Where the next step starts, and in which stream; the same on every rank."""
-        return {"position": self.position, "fingerprint": self.stream.fingerprint}
+        return {
+            "step": self.step,
+            "position": self.position,
+            "fingerprint": self.stream.fingerprint,
+        }
 
     def load(self, state: Mapping[str, int | str]) -> None:
         """Go to where a `state` was taken, by any number of ranks; a DataError for other data."""
@@ -164,7 +178,7 @@ class StreamReader(Generic[T]):
                 " (content, seed, order and sequence length must be equal)"
             )
         self.close()
-        self.position = int(state["position"])
+        self.step, self.position = int(state["step"]), int(state["position"])
 
     def close(self) -> None:
         """Stop reading ahead. The position stays, and `next_step` would start again from there."""
@@ -184,7 +198,7 @@ class StreamReader(Generic[T]):
         self._thread = Thread(
             target=_produce,
             name=f"stream-reader-{self.rank}",
-            args=(self.stream, self.plan, self.rank, self.position, self.collate),
+            args=(self.stream, self.plan_at, self.rank, self.step, self.position, self.collate),
             kwargs={"queue": self._queue, "stop": self._stop},
             daemon=True,
         )
@@ -197,8 +211,9 @@ class _Failure(NamedTuple):
 
 def _produce(
     stream: Stream,
-    plan: BatchPlan,
+    plan_at: Callable[[int], BatchPlan],
     rank: int,
+    step: int,
     position: int,
     collate: Callable[[Sequence[Sample]], T],
     *,
@@ -208,6 +223,8 @@ def _produce(
     while not stop.is_set():
         item: list[T] | _Failure
         try:
+            step += 1
+            plan = plan_at(step)
             micro_batches = step_positions(plan, rank, position)
             # One request for the whole step: blocks that micro batches share are read once.
             samples = stream.samples([at for positions in micro_batches for at in positions])

@@ -1,9 +1,9 @@
 """What a user can say about one call of `fit`: a typed section of every job's config.
 
 Two batch figures are given, `batch` (the global one, in samples) and `micro_batch` (what one device
-holds at a time); accumulation follows from them and the number of workers. Everything here is plain
-data and cheap to import; combinations that cannot work are refused on construction, before Ray
-starts.
+holds at a time); accumulation follows from them and the number of workers. With `batch_ramp` the
+first steps have smaller batches (`batch_schedule.py`). Everything here is plain data and cheap to
+import; combinations that cannot work are refused on construction, before Ray starts.
 """
 
 from __future__ import annotations
@@ -131,6 +131,24 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class BatchRampConfig:
+    """Smaller batches at the beginning (`batch_schedule.samples_at`)."""
+
+    start: int
+    """Samples of the first optimiser step, over all workers."""
+    increment: int
+    """Samples that the batch grows by at a time, until it is the whole one."""
+    every: int
+    """Optimiser steps before each growth."""
+
+    def __post_init__(self) -> None:
+        for name in ("start", "increment", "every"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"{name} is {value}, but it must be 1 or more")
+
+
+@dataclass(frozen=True)
 class FitConfig:
     """One training: batch, length, optimiser, precision, sharding, evaluation, checkpoints."""
 
@@ -138,6 +156,8 @@ class FitConfig:
     """Samples in one optimiser step, over all workers."""
     micro_batch: int = 8
     """Samples a worker holds in one forward pass."""
+    batch_ramp: BatchRampConfig | None = None
+    """Begin with a smaller batch and let it grow to `batch`; null: the same in every step."""
     steps: int | None = None
     """Optimiser steps; give this or epochs."""
     epochs: float | None = None
@@ -173,6 +193,8 @@ class FitConfig:
         for name, value in (("batch", self.batch), ("micro_batch", self.micro_batch)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}, but it must be 1 or more")
+        if self.batch_ramp is not None:
+            _check_ramp(self.batch_ramp, self.batch)
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError(
                 f"steps is {self.steps} and epochs is {self.epochs}: give exactly one of them"
@@ -190,18 +212,16 @@ class FitConfig:
             raise ConfigError(f"clip is {self.clip}, but it must be above 0, or null")
 
 
-def total_steps(config: FitConfig, epoch_size: int) -> int:
-    """Optimiser steps of the whole training.
-
-    Raises `ConfigError` when the data do not fill one batch.
-    """
-    if config.steps is not None:
-        return config.steps
-    assert config.epochs is not None
-    steps = int(config.epochs * epoch_size) // config.batch
-    if steps == 0:
+def _check_ramp(ramp: BatchRampConfig, batch: int) -> None:
+    if ramp.start > batch:
         raise ConfigError(
-            f"epochs={config.epochs:g} over {epoch_size} samples do not fill one batch of "
-            f"{config.batch}: lower batch to {max(1, int(config.epochs * epoch_size))} or less"
+            f"batch_ramp.start is {ramp.start} and batch is {batch}: a ramp starts at the batch or "
+            "below"
         )
-    return steps
+    if (batch - ramp.start) % ramp.increment:
+        reached = batch - (batch - ramp.start) % ramp.increment
+        raise ConfigError(
+            f"batch_ramp.increment is {ramp.increment}, which does not lead from batch_ramp.start "
+            f"= {ramp.start} to batch = {batch}: nearest is batch {reached} or "
+            f"{reached + ramp.increment}"
+        )

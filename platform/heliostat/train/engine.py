@@ -178,6 +178,16 @@ def set_learning_rate(engine: Any, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
+def set_batch(engine: Any, plan: BatchPlan) -> None:
+    """Tell DeepSpeed how many micro batches the coming step has.
+
+    It divides the loss by their number. Which of them is the last it would find from a count of all
+    micro batches so far, which is wrong when the number changes (DeepSpeed 0.19.8), so that is for
+    the caller to say (`set_gradient_accumulation_boundary`).
+    """
+    engine.set_train_batch_size(plan.global_batch)
+
+
 def enable_activation_checkpointing(model: nn.Module) -> None:
     """Switch on every submodule's `checkpoint_activations`, the convention of `models/`."""
     modules = [module for module in model.modules() if hasattr(module, "checkpoint_activations")]

@@ -23,7 +23,8 @@ from heliostat.runs.run import Run
 from heliostat.runs.series import read_series
 from heliostat.runs.stages import TRIALS
 from heliostat.storage import Location
-from heliostat.train.config import FitConfig, total_steps
+from heliostat.train.batch_schedule import ramp_steps, samples_in, total_steps
+from heliostat.train.config import FitConfig
 from heliostat.train.history import read_history
 from heliostat.train.judge import Judge
 from heliostat.train.monitor_handle import start_monitor
@@ -149,7 +150,11 @@ def training_digest(task: Task, config: FitConfig, start_from: Location | None, 
     Places in the run's folder and in the cache count by their names there: a run goes on where it
     was moved to, and for another user.
     """
-    text = f"{task!r}|{config!r}|{start_from.uri if start_from is not None else None}"
+    described = repr(config)
+    if config.batch_ramp is None:
+        # A training without a ramp is what it was before there were ramps, and goes on.
+        described = described.replace("batch_ramp=None, ", "")
+    text = f"{task!r}|{described}|{start_from.uri if start_from is not None else None}"
     return sha256(_placeless(text, run).encode()).hexdigest()[:12]
 
 
@@ -172,7 +177,7 @@ def _train(
     left_out = 0
     if config.epochs is not None:
         samples = int(config.epochs * spec.task.train_data().epoch_size)
-        left_out = samples - spec.steps * config.batch
+        left_out = samples - samples_in(config, spec.steps)
     allowed = allowed_workers(config, resources)
     plan = batch_plan(config.batch, config.micro_batch, allowed[-1])
     if resources.workers.low < resources.workers.high:
@@ -182,6 +187,11 @@ def _train(
         stage, spec.steps, config.batch,
         allowed[-1], plan.micro_batch, plan.accumulation,
     )  # fmt: skip
+    if config.batch_ramp is not None:
+        logger.info(
+            "%s: the first step has %d samples, and from step %d on steps have all %d",
+            stage, config.batch_ramp.start, ramp_steps(config) + 1, config.batch,
+        )  # fmt: skip
     outcome = Watch(spec, run, resources, stage, judge).until_it_ends()
     if run.attempt > 1:
         _log_what_was_missed(run, stage, read_history(spec.folder / "metrics"))

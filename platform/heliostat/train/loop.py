@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from functools import partial
 
 from heliostat.checkpoint.manifest import FORMAT, Manifest, TrainState, tag_of
 from heliostat.checkpoint.restore import random_state
 from heliostat.checkpoint.writer import CheckpointWriter, WriterPlace
-from heliostat.data.reader import StreamReader, batch_plan
+from heliostat.data.reader import StreamReader
 from heliostat.errors import ConfigError
+from heliostat.train.batch_schedule import plan_at
 from heliostat.train.collectives import Ranks
 from heliostat.train.evaluate import evaluate
 from heliostat.train.history import History
@@ -39,15 +41,13 @@ class Loop:
         self.engine, self.stream, self.attempt = begun.engine, begun.stream, attempt
         self.shared = begun.shared
         self.state: TrainState = begun.state
-        self.plan = batch_plan(self.config.batch, self.config.micro_batch, ranks.world_size)
         self.reader = StreamReader(
             begun.stream,
-            global_batch=self.config.batch,
-            micro_batch=self.plan.micro_batch,
+            plan_at=partial(plan_at, self.config, world_size=ranks.world_size),
             rank=ranks.rank,
-            world_size=ranks.world_size,
-            position=begun.state.position,
             collate=self.task.collate,
+            step=begun.state.step,
+            position=begun.state.position,
         )
         self.evaluation_stream = self.task.eval_data()
         self.link = MonitorLink(spec.monitor) if ranks.rank == 0 else None
@@ -67,7 +67,7 @@ class Loop:
             last_committed=begun.committed_step,
         )
         self.stepper = Stepper(
-            spec, ranks, self.engine, self.shared, self.plan, self.reader, self.history,
+            spec, ranks, self.engine, self.shared, self.reader, self.history,
             before_update=self.writer.wait_for_copies, note=self._note,
         )  # fmt: skip
         self.profiler = Profiler(spec.folder / "profile", self.config.profile and ranks.rank == 0)
@@ -176,7 +176,7 @@ class Loop:
             self.task,
             self.engine,
             self.evaluation_stream,
-            batch_size=self.config.evaluation.batch or self.plan.micro_batch,
+            batch_size=self.config.evaluation.batch or self.config.micro_batch,
             ranks=self.ranks,
         )
         step = self.state.step

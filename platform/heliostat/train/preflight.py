@@ -57,17 +57,28 @@ def check_config(
 
 
 def allowed_workers(config: FitConfig, resources: ResourcesConfig) -> tuple[int, ...]:
-    """The numbers of workers that can share the global batch evenly, ascending; one at least.
+    """The numbers of workers that can share every global batch evenly, ascending; one at least.
 
     Raises:
         ConfigError: there is none.
     """
     at_once = config.micro_batch
     counts = range(resources.workers.low, resources.workers.high + 1)
-    allowed = tuple(count for count in counts if config.batch % (at_once * count) == 0)
+    ramp = config.batch_ramp
+    parts = (config.batch,) if ramp is None else (config.batch, ramp.start, ramp.increment)
+    allowed = tuple(
+        count for count in counts if all(part % (at_once * count) == 0 for part in parts)
+    )
     if not allowed:
         # It says what is wrong with the largest.
         batch_plan(config.batch, at_once, resources.workers.high)
+        assert ramp is not None
+        raise ConfigError(
+            f"batch_ramp.start is {ramp.start} and batch_ramp.increment is {ramp.increment}, but "
+            f"micro batches of {at_once} on {resources.workers.high} workers are "
+            f"{at_once * resources.workers.high} samples at a time: give multiples of that, or "
+            "another micro_batch or number of workers"
+        )
     return allowed
 
 

@@ -8,6 +8,8 @@ import time
 from types import TracebackType
 
 from heliostat.config.settings import settings
+from heliostat.train.batch_schedule import samples_at, samples_in
+from heliostat.train.config import FitConfig
 from heliostat.train.monitor import Row
 
 logger = logging.getLogger(__name__)
@@ -19,12 +21,12 @@ REFRESHES_PER_S = 2
 class Progress:
     """Takes rows of metrics as they come; used as a context."""
 
-    def __init__(self, name: str, steps: int) -> None:
+    def __init__(self, name: str, config: FitConfig, steps: int) -> None:
         self._name = name
-        self._steps = steps
+        self._config, self._steps = config, steps
         # A terminal holds one live display; trainings in other threads write lines.
         is_main = threading.current_thread() is threading.main_thread()
-        self._bar = _Bar(name, steps) if settings().is_terminal and is_main else None
+        self._bar = _Bar(name, config, steps) if settings().is_terminal and is_main else None
         self._last_line = time.monotonic()
         self._evaluation = ""
 
@@ -55,12 +57,18 @@ class Progress:
         elif now - self._last_line >= LINE_EVERY_S:
             self._last_line = now
             step = int(steps[-1]["step"])
-            seconds = sum(row["step_s"] for row in steps) / len(steps)
-            left = (self._steps - step) * seconds
             logger.info(
                 "%s: step %d of %d, %s, %.0f s left %s",
-                self._name, step, self._steps, describe(steps), left, self._evaluation,
+                self._name, step, self._steps,
+                describe(steps), self._left_s(steps), self._evaluation,
             )  # fmt: skip
+
+    def _left_s(self, rows: list[Row]) -> float:
+        """Seconds to the end, at the speed of the given steps."""
+        step = int(rows[-1]["step"])
+        left = samples_in(self._config, self._steps) - samples_in(self._config, step)
+        seen = sum(samples_at(self._config, int(row["step"])) for row in rows)
+        return left / seen * sum(row["step_s"] for row in rows)
 
 
 def describe(rows: list[Row]) -> str:
@@ -82,25 +90,40 @@ def describe(rows: list[Row]) -> str:
 class _Bar:
     """A rich progress bar; gone from the screen when the training is over."""
 
-    def __init__(self, name: str, steps: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    def __init__(self, name: str, config: FitConfig, steps: int) -> None:
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
         self._rich = RichProgress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[step]}/{task.fields[steps]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[speed]}"),
             TextColumn("[dim]{task.fields[evaluation]}"),
             transient=True,
             refresh_per_second=REFRESHES_PER_S,
         )
-        self._task = self._rich.add_task(name, total=steps, speed="starting workers", evaluation="")
+        self._config = config
+        # It counts samples, since steps take longer as the batch grows.
+        self._task = self._rich.add_task(
+            name,
+            total=samples_in(config, steps),
+            step=0,
+            steps=steps,
+            speed="starting workers",
+            evaluation="",
+        )
         self._rich.start()
 
     def update(self, step: int, speed: str, evaluation: str) -> None:
-        self._rich.update(self._task, completed=step, speed=speed, evaluation=evaluation)
+        self._rich.update(
+            self._task,
+            completed=samples_in(self._config, step),
+            step=step,
+            speed=speed,
+            evaluation=evaluation,
+        )
 
     def close(self) -> None:
         self._rich.stop()

@@ -23,8 +23,9 @@ import torch
 from heliostat.checkpoint.manifest import TrainState
 from heliostat.data.reader import BatchPlan, StreamReader, step_positions
 from heliostat.data.stream import Sample
+from heliostat.train.batch_schedule import plan_at
 from heliostat.train.collectives import ComingSum, Ranks
-from heliostat.train.engine import clips_itself, set_learning_rate, to_device
+from heliostat.train.engine import clips_itself, set_batch, set_learning_rate, to_device
 from heliostat.train.history import History
 from heliostat.train.schedule import lr_factor
 from heliostat.train.shared_weights import SharedWeights, clip_factor, norm_includes
@@ -56,6 +57,7 @@ class _Done:
     is_applied: bool
     """Whether the weights changed; fp16 skips a step whose gradient overflows."""
     row: dict[str, float]
+    plan: BatchPlan
     position: int
 
 
@@ -79,14 +81,13 @@ class Stepper:
         ranks: Ranks,
         engine: Any,
         shared: SharedWeights | None,
-        plan: BatchPlan,
         reader: StreamReader[Batch],
         history: History,
         before_update: Callable[[], None],
         note: Callable[[str], None],
     ) -> None:
         self._spec, self._task, self._config, self._ranks = spec, spec.task, spec.config, ranks
-        self._engine, self._plan, self._reader, self._history = engine, plan, reader, history
+        self._engine, self._reader, self._history = engine, reader, history
         self._shared = shared
         self._before_update, self._note = before_update, note
         self._telemetry = Telemetry(spec.task.name, ranks, spec.config.precision)
@@ -114,12 +115,16 @@ class Stepper:
             self._config.schedule, state.step + 1, self._spec.steps
         )
         set_learning_rate(self._engine, lr)
+        plan = plan_at(self._config, state.step + 1, self._ranks.world_size)
+        set_batch(self._engine, plan)
         totals: dict[str, torch.Tensor] = {}
         observed: dict[str, torch.Tensor] = {}
+        self._engine.set_gradient_accumulation_boundary(plan.accumulation == 1)
         found, counts, granted = self._begin(micro_batches[0], coming)
         losses = [self._backward(found, counts, totals, observed)]
-        for batch in micro_batches[1:]:
+        for number, batch in enumerate(micro_batches[1:], start=2):
             self._engine.step()
+            self._engine.set_gradient_accumulation_boundary(plan.accumulation == number)
             losses.append(self._backward(self._forward(batch), counts, totals, observed))
         grad_norm = self._update(lr)
         seconds = time.perf_counter() - began
@@ -132,11 +137,11 @@ class Stepper:
             **self._telemetry.speed(counts, micro_batches, self._task, seconds),
         }
         is_applied = bool(self._engine.was_step_applied())
-        self._unrecorded = _Done(totals, losses, observed, is_applied, row, state.position)
+        self._unrecorded = _Done(totals, losses, observed, is_applied, row, plan, state.position)
         after = replace(
             state,
             step=state.step + 1,
-            position=state.position + self._config.batch,
+            position=state.position + plan.global_batch,
             trained_s=state.trained_s + seconds,
             counts={name: state.counts.get(name, 0.0) + value for name, value in counts.items()},
         )
@@ -180,7 +185,8 @@ class Stepper:
         parts = [term.total / max(counts[term.per], 1.0) for term in terms.values()]
         loss = torch.stack([part.float() for part in parts]).sum()
         # DeepSpeed takes the mean over ranks and micro batches; we want the sum.
-        self._engine.backward(loss * (self._ranks.world_size * self._plan.accumulation))
+        accumulation = self._engine.gradient_accumulation_steps()
+        self._engine.backward(loss * (self._ranks.world_size * accumulation))
         for name, part in zip(terms, parts, strict=True):
             value = part.detach()
             totals[name] = totals[name] + value if name in totals else value
@@ -299,17 +305,18 @@ class Stepper:
 
     def _name_batch(self, done: _Done) -> str:
         """Where the batch of a step is, its hash by worker, and faults. Called by all ranks."""
-        cuts = step_positions(self._plan, self._ranks.rank, done.position)
+        cuts = step_positions(done.plan, self._ranks.rank, done.position)
         mine = [position for positions in cuts for position in positions]
         hashes = self._ranks.gather(self._batch_hash(self._reader.stream.samples(mine)))
+        last = done.position + done.plan.global_batch - 1
         return (
-            f"batch is at positions {done.position} to {done.position + self._config.batch - 1} of "
-            f"the training stream (hash by worker: {', '.join(hashes)}){self._name_faults(done)}"
+            f"batch is at positions {done.position} to {last} of the "
+            f"training stream (hash by worker: {', '.join(hashes)}){self._name_faults(done)}"
         )
 
     def _name_bad_samples(self, done: _Done) -> str:
         """Which samples gave a loss that is not a number. Called by all ranks."""
-        cuts = step_positions(self._plan, self._ranks.rank, done.position)
+        cuts = step_positions(done.plan, self._ranks.rank, done.position)
         bad = [
             position
             for loss, positions in zip(done.losses, cuts, strict=True)

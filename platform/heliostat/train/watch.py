@@ -65,7 +65,10 @@ class Watch:
             JudgedToStop: its judge stopped it.
             Interrupted: it was stopped on request.
         """
-        with Progress(self._stage, self._spec.steps) as progress, StopRequests() as stop:
+        with (
+            Progress(self._stage, self._spec.config, self._spec.steps) as progress,
+            StopRequests() as stop,
+        ):
             # Asked for while others trained: then this one does not begin.
             self._heed(stop)
             self._thread.start()

@@ -7,6 +7,7 @@ import pytest
 from heliostat.config.jobs import find_job
 from heliostat.config.load import load_config
 from heliostat.errors import ConfigError
+from heliostat.train.batch_schedule import ramp_steps, samples_at, samples_in
 from jobs.mla_moe.config import Config
 from jobs.mla_moe.model_config import decoder_config
 from jobs.mla_moe.plan import plan
@@ -91,6 +92,20 @@ def test_the_large_sizes_are_the_published_models() -> None:
         decoder = decoder_config(config_of(size, *TABLES).model)
         assert parameter_count(decoder) == parameter_count(DEEPSEEK[size])
         assert decoder.latent == DEEPSEEK[size].latent
+
+
+def test_v2_sees_as_many_tokens_as_its_report_says() -> None:
+    """DeepSeek-V2, section 3.1.2: 225e9 tokens of ramp, 8.1e12 in all, and the rate's two drops."""
+    config = config_of("v2", *TABLES)
+    fit, length = config.fit, config.data.length
+    assert fit.steps is not None
+    assert (samples_at(fit, 1), samples_at(fit, fit.steps)) == (2304, 9216)
+    total = samples_in(fit, fit.steps) * length
+    assert samples_in(fit, ramp_steps(fit)) * length == pytest.approx(225e9, rel=1e-3)
+    assert total == pytest.approx(8.1e12, rel=1e-5)
+    for share, milestone in zip((0.6, 0.9), fit.schedule.milestones, strict=True):
+        seen = samples_in(fit, int(milestone * fit.steps)) * length
+        assert seen == pytest.approx(share * total, rel=1e-3)
 
 
 @pytest.mark.parametrize("size", ["laptop", "toy", "h100", "v2-lite", "v2"])

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from heliostat.config.resources import ResourcesConfig, TrackerConfig
-from heliostat.data.reader import StreamReader
+from heliostat.data.reader import StreamReader, batch_plan
 from heliostat.data.stream import Sample
 from heliostat.errors import CheckpointError, ConfigError
 from heliostat.runs.run import Run
@@ -189,10 +189,8 @@ def test_steps_hold_the_same_masked_rows_on_any_number_of_ranks_and_after_a_resu
         for rank in range(ranks):
             with StreamReader(
                 masked.train_data(),
-                global_batch=8,
-                micro_batch=2,
+                plan_at=lambda step: batch_plan(8, 2, ranks),
                 rank=rank,
-                world_size=ranks,
                 collate=masked.collate,
                 position=position,
             ) as reader:

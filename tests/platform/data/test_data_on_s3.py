@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from heliostat.data.reader import StreamReader
+from heliostat.data.reader import StreamReader, batch_plan
 from heliostat.data.stream import PackedStream, RowStream
 from heliostat.data.table import Table
 from heliostat.errors import DataError
@@ -54,7 +54,7 @@ def test_streams_on_s3_give_the_same_samples(
 def test_a_reader_resumes_from_s3(s3_bucket: Location, write_documents, documents) -> None:
     write_documents(s3_bucket, documents)
     stream = RowStream(s3_bucket, seed=7)
-    make = {"global_batch": 60, "micro_batch": 60, "rank": 0, "world_size": 1}
+    make = {"plan_at": lambda step: batch_plan(60, 60, 1), "rank": 0}
 
     def ids(samples) -> list[object]:
         return [sample["id"] for sample in samples]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -40,15 +40,18 @@ def ids(samples: Sequence[Sample]) -> list[object]:
     return [sample["id"] for sample in samples]
 
 
+def always(plan: BatchPlan) -> Callable[[int], BatchPlan]:
+    """Every step is cut the same way."""
+    return lambda step: plan
+
+
 def read(stream: Stream, plan: BatchPlan, steps: int, position: int) -> list[list[object]]:
     """The ids of each step over all ranks, in the global order."""
     readers = [
         StreamReader(
             stream,
-            global_batch=plan.global_batch,
-            micro_batch=plan.micro_batch,
+            plan_at=always(plan),
             rank=rank,
-            world_size=plan.world_size,
             position=position,
             collate=ids,
         )
@@ -107,12 +110,12 @@ def test_work_that_was_lost_in_a_crash_is_read_again(write_documents, tmp_path) 
     """A crash inside an accumulation window goes back to the last checkpoint's position."""
     write_documents(Location.of(tmp_path), [[n] * 5 for n in range(2, 122)])
     stream = PackedStream(Location.of(tmp_path), 8, seed=9, end_of_text=0, pad=1)
-    make = {"global_batch": 8, "micro_batch": 2, "rank": 0, "world_size": 1, "collate": ids}
-    with StreamReader(stream, **make) as reader:
+    make = {"rank": 0, "collate": ids}
+    with StreamReader(stream, plan_at=always(batch_plan(8, 2, 1)), **make) as reader:
         reader.next_step()
         checkpoint = reader.state()
         lost = reader.next_step()
-    with StreamReader(stream, **{**make, "micro_batch": 4}) as reader:
+    with StreamReader(stream, plan_at=always(batch_plan(8, 4, 1)), **make) as reader:
         reader.load(checkpoint)
         again = reader.next_step()
     assert list(chain(*again)) == list(chain(*lost))
@@ -120,7 +123,7 @@ def test_work_that_was_lost_in_a_crash_is_read_again(write_documents, tmp_path) 
 
 def test_other_data_are_refused_on_resume(write_documents, tmp_path) -> None:
     write_documents(Location.of(tmp_path), [[n] for n in range(2, 50)])
-    make = {"global_batch": 4, "micro_batch": 4, "rank": 0, "world_size": 1, "collate": ids}
+    make = {"plan_at": always(batch_plan(4, 4, 1)), "rank": 0, "collate": ids}
     stream = RowStream(Location.of(tmp_path), seed=1)
     with StreamReader(stream, **make) as reader:
         state = reader.state()
@@ -138,7 +141,7 @@ def test_an_error_while_reading_ahead_is_raised_where_the_step_is_asked_for() ->
         return ids(samples)
 
     reader = StreamReader(
-        Counting(100), global_batch=2, micro_batch=2, rank=0, world_size=1, collate=collate
+        Counting(100), plan_at=always(batch_plan(2, 2, 1)), rank=0, collate=collate
     )
     assert [reader.next_step(), reader.next_step()] == [[[(0, 0), (0, 1)]], [[(0, 2), (0, 3)]]]
     for _ in range(2):
@@ -160,10 +163,8 @@ def test_only_a_few_steps_are_read_ahead() -> None:
 
     reader = StreamReader(
         Counting(100),
-        global_batch=1,
-        micro_batch=1,
+        plan_at=always(batch_plan(1, 1, 1)),
         rank=0,
-        world_size=1,
         collate=collate,
         prefetched_steps=2,
     )
@@ -180,7 +181,7 @@ def reading_threads() -> list[threading.Thread]:
 
 
 def test_no_thread_is_left_after_close_or_when_the_reader_is_forgotten() -> None:
-    make = {"global_batch": 1, "micro_batch": 1, "rank": 0, "world_size": 1, "collate": ids}
+    make = {"plan_at": always(batch_plan(1, 1, 1)), "rank": 0, "collate": ids}
     reader = StreamReader(Counting(10), **make)
     reader.next_step()
     reader.close()
@@ -196,7 +197,7 @@ def test_no_thread_is_left_after_close_or_when_the_reader_is_forgotten() -> None
 
 
 def test_a_closed_reader_goes_on_where_it_was() -> None:
-    make = {"global_batch": 2, "micro_batch": 1, "rank": 1, "world_size": 2, "collate": ids}
+    make = {"plan_at": always(batch_plan(2, 1, 2)), "rank": 1, "collate": ids}
     reader = StreamReader(Counting(10), **make)
     assert reader.next_step() == [[(0, 1)]]
     reader.close()
@@ -212,7 +213,7 @@ def test_waiting_for_data_is_measured() -> None:
         return ids(samples)
 
     reader = StreamReader(
-        Counting(10), global_batch=1, micro_batch=1, rank=0, world_size=1, collate=collate
+        Counting(10), plan_at=always(batch_plan(1, 1, 1)), rank=0, collate=collate
     )
     timer = threading.Timer(0.3, release.set)
     timer.start()

@@ -12,7 +12,8 @@ from trainings import CONFIG, resources
 from heliostat.config.int_range import IntRange
 from heliostat.config.resources import ResourcesConfig
 from heliostat.errors import ConfigError, InfeasibleError
-from heliostat.train.config import FitConfig, OptimizerConfig, ZeroConfig, total_steps
+from heliostat.train.batch_schedule import total_steps
+from heliostat.train.config import FitConfig, OptimizerConfig, ZeroConfig
 from heliostat.train.engine import enable_activation_checkpointing
 from heliostat.train.fit import fit
 from heliostat.train.preflight import allowed_workers, check_config
