@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,9 @@ from heliostat.config.resources import ResourcesConfig, TrackerConfig
 from heliostat.errors import Interrupted
 from heliostat.runs.run import Run
 from heliostat.storage import Location
+from heliostat.train.batch_schedule import plan_at
 from heliostat.train.config import (
+    BatchRampConfig,
     CheckpointConfig,
     EvaluationConfig,
     FitConfig,
@@ -43,6 +45,8 @@ CONFIG = FitConfig(
     evaluation=EvaluationConfig(every=10),
     checkpoint=CheckpointConfig(every=4),
 )
+RISING = replace(CONFIG, batch_ramp=BatchRampConfig(start=4, increment=4, every=6))
+"""The whole batch from step 13 on."""
 ZERO = {stage: ZeroConfig(stage=stage) for stage in range(4)}
 LIMIT_S = 300.0
 
@@ -179,13 +183,16 @@ def stop_at(
     return saved_steps(folder)[-1]
 
 
-def trained_ids(notes: Location, starts: Sequence[int], accumulation: int) -> dict[int, set[int]]:
+def trained_ids(
+    notes: Location, starts: Sequence[int], config: FitConfig, workers: int
+) -> dict[int, set[int]]:
     """Which samples made up each step, as the workers saw it; of a step done twice the later time.
 
     Args:
         notes: where the task left its traces.
         starts: the step that each start of the workers went on from, in order.
-        accumulation: micro batches of a rank in a step.
+        config: of the training.
+        workers: how many there were at each start.
     """
     by_rank: dict[str, list[Path]] = {}
     traces = sorted(notes.local_path.glob("trace-*"), key=lambda path: path.stat().st_ctime)
@@ -196,10 +203,12 @@ def trained_ids(notes: Location, starts: Sequence[int], accumulation: int) -> di
         assert len(paths) == len(starts)
         for start, path in zip(starts, paths, strict=True):
             batches = [json.loads(line) for line in path.read_text().splitlines()]
-            whole = len(batches) // accumulation
-            for index in range(whole):
-                cut = batches[index * accumulation : (index + 1) * accumulation]
-                seen.setdefault(start + index + 1, {})[rank] = [i for ids in cut for i in ids]
+            for step in itertools.count(start + 1):
+                accumulation = plan_at(config, step, workers).accumulation
+                cut, batches = batches[:accumulation], batches[accumulation:]
+                if len(cut) < accumulation:
+                    break
+                seen.setdefault(step, {})[rank] = [i for ids in cut for i in ids]
     return {
         step: {sample for ids in ranks.values() for sample in ids}
         for step, ranks in sorted(seen.items())

@@ -16,7 +16,13 @@ from heliostat.config.int_range import IntRange
 from heliostat.config.resources import ResourcesConfig
 from heliostat.errors import ConfigError, Interrupted, TrainingFailed
 from heliostat.storage import Location
-from heliostat.train.config import CheckpointConfig, FitConfig, OptimizerConfig, ZeroConfig
+from heliostat.train.config import (
+    BatchRampConfig,
+    CheckpointConfig,
+    FitConfig,
+    OptimizerConfig,
+    ZeroConfig,
+)
 from heliostat.train.fit import FitResult, fit
 from heliostat.train.preflight import check_config
 from heliostat.train.weights import read_weights
@@ -32,6 +38,7 @@ CONFIG = FitConfig(
     checkpoint=CheckpointConfig(every=2),
 )
 """Clipping bites in every step."""
+RISING = dataclasses.replace(CONFIG, batch_ramp=BatchRampConfig(start=4, increment=4, every=4))
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +64,9 @@ def trained(
     shared: int | None,
     stage: int,
     name: str | None = None,
+    config: FitConfig = CONFIG,
 ) -> FitResult:
-    config = dataclasses.replace(CONFIG, zero=ZeroConfig(stage=stage))
+    config = dataclasses.replace(config, zero=ZeroConfig(stage=stage))
     with train.run(name) as run:
         return fit(task, config, run=run, resources=resources(workers, shared))
 
@@ -114,6 +122,15 @@ def test_the_trajectory_is_that_of_one_process(
     stage: int,
 ) -> None:
     assert_same(trained(train, task, workers, shared, stage), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_trajectory_of_a_batch_ramp_is_that_of_one_process(
+    train: Trainings, task: MixtureLanguageModel, stage: int
+) -> None:
+    alone = trained(train, task, 1, None, 0, "alone", RISING)
+    assert_same(trained(train, task, 2, 2, stage, config=RISING), alone)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from heliostat.cluster.fit_plan import FitPlan
 from heliostat.config.int_range import IntRange
 from heliostat.config.resources import ResourcesConfig
 from heliostat.errors import ConfigError, DataError
-from heliostat.train.config import CheckpointConfig, FitConfig, ZeroConfig
+from heliostat.train.config import BatchRampConfig, CheckpointConfig, FitConfig, ZeroConfig
 from heliostat.train.task import Batch, LossTerm
 from models.counting import PYTHIA, lm_training_flops
 from models.decoder import DecoderLM
@@ -191,6 +191,17 @@ def test_epochs_over_unknown_data_leave_steps_open_and_known_data_settle_them() 
     assert any("epochs" in note for note in unknown.notes)
     (known,) = estimate([replace(by_epochs, samples_per_epoch=100)], parse_cluster("cpus=2"))
     assert known.steps == 2 * 100 // 8
+
+
+def test_the_small_batches_of_a_ramp_are_less_work() -> None:
+    ramp = BatchRampConfig(start=4, increment=4, every=6)
+    rising = replace(LAPTOP, fit=replace(LAPTOP.fit, batch_ramp=ramp))
+    whole, found = estimate([LAPTOP, rising], parse_cluster("cpus=4"))
+    assert whole.work is not None
+    assert found.work is not None
+    assert found.work.flops_per_step == whole.work.flops_per_step
+    assert found.work.flops == pytest.approx(whole.work.flops * (6 * 4 + 4 * 8) / (10 * 8))
+    assert dict(fact_rows(found))["batch"].endswith("at first 4 and 4 more every 6 steps")
 
 
 def test_a_batch_that_cannot_be_cut_is_refused() -> None:

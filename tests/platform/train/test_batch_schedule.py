@@ -27,7 +27,7 @@ from heliostat.train.progress import Progress
 from tiny_task import TinyTask
 
 RAMP = BatchRampConfig(start=4, increment=4, every=3)
-RISING = replace(CONFIG, batch_ramp=RAMP)
+SHORT = replace(CONFIG, batch_ramp=RAMP)
 
 
 @st.composite
@@ -100,7 +100,7 @@ def test_epochs_are_as_many_whole_batches_as_there_are_samples_for(
 
 
 def test_the_samples_before_any_step_are_known_at_once() -> None:
-    config = replace(RISING, steps=10**15, batch_ramp=replace(RAMP, every=10**14))
+    config = replace(SHORT, steps=10**15, batch_ramp=replace(RAMP, every=10**14))
     assert samples_in(config, 10**15) == 10**14 * (4 + 8) + 8 * 10**14 * 12
 
 
@@ -127,8 +127,8 @@ def test_a_ramp_that_the_workers_cannot_share_is_refused() -> None:
         match=r"dapt: batch_ramp.start is 4 and batch_ramp.increment is 4, but micro batches of 2 "
         r"on 6 workers are 12 samples at a time: give multiples of that",
     ):
-        check_config("dapt", RISING, six)
-    assert allowed_workers(RISING, ResourcesConfig(workers=IntRange(1, 6))) == (1, 2)
+        check_config("dapt", SHORT, six)
+    assert allowed_workers(SHORT, ResourcesConfig(workers=IntRange(1, 6))) == (1, 2)
 
 
 def test_a_config_without_a_ramp_keeps_the_digest_it_had_before_there_were_ramps() -> None:
@@ -147,15 +147,15 @@ def test_a_training_without_a_ramp_keeps_its_digest_and_goes_on(
     text = f"{tiny_task!r}|{before!r}|None"
     with Trainings(Location.of(tmp_path)).run() as run:
         plain, ramped = (
-            training_digest(tiny_task, config, None, run) for config in (CONFIG, RISING)
+            training_digest(tiny_task, config, None, run) for config in (CONFIG, SHORT)
         )
     assert plain == sha256(text.encode()).hexdigest()[:12]
     assert plain != ramped
 
 
 def test_the_time_that_is_left_is_reckoned_by_samples_not_by_steps() -> None:
-    steps = ramp_steps(RISING) + 1
-    progress = Progress("tiny", replace(RISING, steps=steps), steps)
+    steps = ramp_steps(SHORT) + 1
+    progress = Progress("tiny", replace(SHORT, steps=steps), steps)
     rows = [{"step": float(step), "loss": 1.0, "step_s": 4.0} for step in (2, 3)]
     # 8 samples took 8 seconds; of 4 + 4 + 4 + 8 + 8 + 8 + 12 samples 12 are done.
     assert math.isclose(progress._left_s(rows), 36.0)

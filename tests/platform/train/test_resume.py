@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from trainings import (
     CONFIG,
+    RISING,
     STEPS,
     TRAIN_ROWS,
     ZERO,
@@ -24,16 +25,18 @@ from trainings import (
     until,
 )
 
+from heliostat.checkpoint.manifest import committed
 from heliostat.config.int_range import IntRange
 from heliostat.config.resources import ResourcesConfig
 from heliostat.storage import Location
-from heliostat.train.config import CheckpointConfig
+from heliostat.train.batch_schedule import ramp_steps, samples_in
+from heliostat.train.config import CheckpointConfig, FitConfig
 from heliostat.train.fit import FitResult, fit
 from tiny_task import TinyTask
 
 
-def expected_ids(task: TinyTask, step: int) -> set[int]:
-    positions = range((step - 1) * CONFIG.batch, step * CONFIG.batch)
+def expected_ids(task: TinyTask, step: int, config: FitConfig = CONFIG) -> set[int]:
+    positions = range(samples_in(config, step - 1), samples_in(config, step))
     return {int(sample["id"]) for sample in task.train_data().samples(list(positions))}
 
 
@@ -70,7 +73,6 @@ def test_after_kill_9_inside_an_accumulation_window_every_loss_is_bit_equal(
     caplog.set_level(logging.WARNING)
     reference = trained(config, workers=2)
     request.getfixturevalue(cluster)
-    accumulation = config.batch // config.micro_batch // 2
     # The last sample of worker 1 in step 7 is in its last micro batch.
     held = id_at(tiny_task, 7, CONFIG.batch - 1)
     task = replace(tiny_task, hold_at_id=held, notes=Location.of(tmp_path / "notes"))
@@ -83,7 +85,7 @@ def test_after_kill_9_inside_an_accumulation_window_every_loss_is_bit_equal(
     assert steps_of(result) == list(range(1, STEPS + 1))
     assert result.outcome.attempts == 2
     assert "goes on from step-00000004" in caplog.text
-    seen = trained_ids(task.notes, [0, 4], accumulation)
+    seen = trained_ids(task.notes, [0, 4], config, 2)
     assert seen == {step: expected_ids(tiny_task, step) for step in range(1, STEPS + 1)}
     counted = sum(row["tokens_per_s"] * row["step_s"] for row in result.history() if "loss" in row)
     assert counted == pytest.approx(reference.outcome.counts["tokens"], rel=0.01)
@@ -108,6 +110,40 @@ def test_stopped_on_2_workers_gone_on_with_on_1_then_3_the_losses_are_those_of_o
     assert steps_of(result) == list(range(1, STEPS + 1))
 
 
+def test_killed_amid_a_batch_ramp_the_next_start_goes_on_with_the_next_sample(
+    train: Trainings, trained, tiny_task: TinyTask, tmp_path
+) -> None:
+    config = replace(RISING, zero=ZERO[1])
+    # Step 10 has 8 of the 12 samples of a whole batch; this is the last of them.
+    held = int(tiny_task.train_data().samples([samples_in(config, 10) - 1])[0]["id"])
+    notes = Location.of(tmp_path / "notes")
+    task = replace(tiny_task, hold_at_id=held, notes=notes)
+    folder = train.folder("r", task)
+    with meanwhile(kill_when_held(notes, and_when=lambda: 8 in saved_steps(folder))):
+        result = train(task, config, workers=2, run="r")
+    reference = trained(config, workers=2)
+    assert losses(result) == losses(reference)
+    assert result.metrics == reference.metrics
+    assert result.outcome.counts == reference.outcome.counts
+    assert trained_ids(notes, [0, 8], config, 2) == {
+        step: expected_ids(tiny_task, step, config) for step in range(1, STEPS + 1)
+    }
+
+
+def test_stopped_amid_a_batch_ramp_on_2_workers_it_goes_on_with_1_as_if_from_one_start(
+    train: Trainings, trained, tiny_task: TinyTask
+) -> None:
+    task = replace(tiny_task, wait_s=0.2)
+    stopped = stop_at(4, train, task, replace(RISING, zero=ZERO[2]), 2, "r")
+    assert stopped < ramp_steps(RISING)
+    (*_, (_, manifest)) = committed(train.folder("r", task) / "checkpoints")
+    assert manifest.state.position == samples_in(RISING, stopped)
+    result = train(task, replace(RISING, zero=ZERO[2]), run="r")
+    reference = trained(RISING)
+    assert losses(result) == pytest.approx(losses(reference), abs=1e-5)
+    assert result.outcome.counts == reference.outcome.counts
+
+
 @pytest.mark.slow
 def test_stopped_at_the_last_step_of_an_epoch_the_next_epoch_begins_where_it_should(
     train: Trainings, trained, tiny_task: TinyTask, tmp_path
@@ -124,7 +160,7 @@ def test_stopped_at_the_last_step_of_an_epoch_the_next_epoch_begins_where_it_sho
         result = train(task, config, run="r")
     reference = train(even, config, run="reference")
     assert losses(result) == losses(reference)
-    seen = trained_ids(notes, [0, last], config.batch // config.micro_batch)
+    seen = trained_ids(notes, [0, last], config, 1)
     second_epoch = set().union(*(seen[step] for step in range(last + 1, 2 * last + 1)))
     assert second_epoch == set().union(*(seen[step] for step in range(1, last + 1)))
 

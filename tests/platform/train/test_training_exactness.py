@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trainings import CONFIG, EVAL_ROWS, STEPS, ZERO, losses, steps_of
+from trainings import CONFIG, EVAL_ROWS, RISING, STEPS, ZERO, losses, steps_of
 
 from heliostat.storage import Location
+from heliostat.train.batch_schedule import samples_in
 from heliostat.train.config import FitConfig
 from heliostat.train.engine import build_optimizer
 from heliostat.train.fit import FitResult
@@ -20,12 +21,12 @@ ONE_BIG_BATCH = replace(CONFIG, micro_batch=12)
 
 
 def by_hand(task: TinyTask, config: FitConfig) -> tuple[list[float], torch.nn.Module]:
-    """The same training as a plain torch loop over whole batches."""
+    """The same training as a plain torch loop over global batches."""
     model, stream = task.model(), task.train_data()
     optimizer = build_optimizer(task.parameter_groups(model), config.optimizer)
     values = []
     for step in range(1, STEPS + 1):
-        positions = range((step - 1) * config.batch, step * config.batch)
+        positions = range(samples_in(config, step - 1), samples_in(config, step))
         batch = task.collate(stream.samples(list(positions)))
         loss = task.loss(model, batch)["lm"].total / task.counts(batch)["tokens"]
         optimizer.zero_grad()
@@ -82,6 +83,24 @@ def test_however_the_batch_is_cut_losses_and_weights_are_those_of_one_big_batch(
     assert losses(result) == pytest.approx(losses(reference), abs=1e-6)
     assert largest_difference(result, reference) < 2e-6
     assert result.metrics["loss"] == pytest.approx(reference.metrics["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stage", "workers"),
+    [(0, 1), (0, 2), (1, 2), pytest.param(2, 2, marks=pytest.mark.slow), (3, 2)],
+)
+def test_a_batch_ramp_gives_the_losses_and_counts_of_a_plain_torch_loop(
+    trained, tiny_task: TinyTask, stage: int, workers: int
+) -> None:
+    """On two workers the first steps have one micro batch each, later ones two, then three."""
+    values, model = by_hand(tiny_task, RISING)
+    result = trained(replace(RISING, zero=ZERO[stage]), workers=workers)
+    assert losses(result) == pytest.approx(values, abs=2e-6)
+    weights = read_weights(result.last)
+    state = model.state_dict()
+    assert all(torch.allclose(weights[name], state[name], atol=2e-6, rtol=0) for name in state)
+    samples = tiny_task.train_data().samples(list(range(samples_in(RISING, STEPS))))
+    assert result.outcome.counts["tokens"] == sum(int(sample["n"]) for sample in samples)
 
 
 def test_evaluation_counts_every_row_exactly_once_on_any_number_of_workers(trained) -> None:
