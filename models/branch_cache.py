@@ -22,7 +22,7 @@ The ring is rebuilt from the far keys where a sequence took its cached tokens ov
 (`models.cache`): R_j k_j is the far key turned by the difference of the two positions.
 
 Shapes: N new tokens of the step, S sequences of a group, M new tokens of each, L columns, H query
-heads, K key heads, G = H / K, W slots of the ring, D head width.
+heads, K key heads, G = H / K, W slots of the ring, D width of a key, V of a value.
 """
 
 from __future__ import annotations
@@ -75,18 +75,21 @@ def step_scheme(position_plan: PositionPlan, step: CacheStep, dtype: torch.dtype
     return StepScheme(position_plan, tuple(tables), factor)
 
 
-def branch_layout(position_plan: PositionPlan, width: int, latent: int = 0) -> LayerLayout:
+def branch_layout(
+    position_plan: PositionPlan, key_width: int, value_width: int, latent: int = 0
+) -> LayerLayout:
     """What a layer keeps under a plan with several branches.
 
     Args:
         position_plan: A plan.
-        width: K D.
+        key_width: K D.
+        value_width: K times the width of a value.
         latent: Width of the latent at the end of its one key, where that is the value; 0: none.
     """
-    tokens = (Kept(FAR_KEY, width), *(() if latent else (Kept(VALUE, width),)))
+    tokens = (Kept(FAR_KEY, key_width), *(() if latent else (Kept(VALUE, value_width),)))
     if position_plan.scheme.name == "dca":
         return LayerLayout(tokens)
-    return LayerLayout(tokens, (Ring(NEAR_KEY, width - latent, _slots(position_plan)),))
+    return LayerLayout(tokens, (Ring(NEAR_KEY, key_width - latent, _slots(position_plan)),))
 
 
 @dataclass(frozen=True)
@@ -202,8 +205,11 @@ def _merged(
     values: list[torch.Tensor],
     tiles: Sequence[Tile],
 ) -> torch.Tensor:
-    """`merge_tiles` with values made as wide as the keys, which fused kernels ask for."""
-    width = keys[0].shape[-1]
+    """`merge_tiles` with values made as wide as the keys, which fused kernels ask for.
+
+    Wider ones stay: the kernel for them takes any width.
+    """
+    width = max(keys[0].shape[-1], values[0].shape[-1])
     out, _ = merge_tiles(queries, keys, [pad_to_width(v, width) for v in values], tiles)
     return out[..., : values[0].shape[-1]]
 

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import AttentionInputs, CausalSelfAttention
+from models.attention import CausalSelfAttention
 from models.attention_mask import additive_mask, derived_positions, row_segments
 from models.balance import RoutingStatistics
 from models.branch_cache import StepScheme, step_scheme
@@ -39,6 +39,7 @@ from models.cache import CacheStep, LayerCache, LayerLayout
 from models.decoder_config import DecoderConfig
 from models.feed_forward import FEED_FORWARDS
 from models.initialise import embedding, initialise, linear
+from models.key_value_attention import AttentionInputs
 from models.latent_attention import LatentAttention
 from models.linear_cross_entropy import linear_cross_entropy_sum
 from models.losses import IGNORED

@@ -13,25 +13,30 @@ and W and W_o are drawn smaller by (8 L)^(-1/4). The one head of queries and key
 second branch of positions costs little. Details that the sources leave open are ours: an RMSNorm
 with a gain, and no bias but beta.
 
-Shapes: B batch, T tokens, d width, e = value width, s head width, V vocabulary.
+Shapes: B batch, T tokens, d width, e = value width, s head width, V vocabulary; in a cached step N
+new tokens, R rows whose logits are wanted.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.attention import AttentionInputs
-from models.branch_attention import branch_attention
+from models.branch_cache import StepScheme, step_scheme
+from models.cache import CacheStep, LayerCache, LayerLayout
 from models.gau_config import GauConfig
 from models.initialise import embedding, initialise, linear
+from models.key_value_attention import AttentionInputs, KeyValueAttention
 from models.linear_cross_entropy import linear_cross_entropy_sum
 from models.losses import IGNORED
 from models.planned_inputs import planned_inputs, require_plan_fits
 from models.positions import PositionPlan, PositionScheme, plan
+from models.ragged import Group
 from models.rms_norm import RMSNorm
-from models.rotary import rotate
+from models.rotary import RotaryTables, rotary_tables
 
 
 class GatedAttentionUnit(nn.Module):
@@ -40,6 +45,10 @@ class GatedAttentionUnit(nn.Module):
     def __init__(self, config: GauConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.sizes = [config.value_width, config.value_width, config.head_width]
+        # One head for queries and keys, of which every channel is rotated.
+        self.inner = KeyValueAttention(
+            1, 1, key_width=config.head_width, value_width=config.value_width
+        )
         self.residual_scale = (2 * config.layers) ** 0.25
         self.gate_value_base = linear(config.width, sum(self.sizes), bias=False)
         # In one dimension, as all that is not decayed.
@@ -54,33 +63,32 @@ class GatedAttentionUnit(nn.Module):
             initialise(layer, std=shrink * layer.in_features**-0.5, generator=generator)
 
     def forward(self, x_BTd: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
-        fused = F.silu(self.gate_value_base(x_BTd))
-        u_BTe, v_BTe, z_BTs = torch.split(fused, self.sizes, dim=-1)
-        # One head for queries and keys, of which every channel is rotated.
-        scale_2s, offset_2s = (both.view(2, -1) for both in (self.scale, self.offset))
-        qk_BT2s = z_BTs[..., None, :] * scale_2s + offset_2s
-        attended_BTe = self._attend(qk_BT2s, v_BTe[:, :, None], inputs)
-        o_BTd = self.output(u_BTe * attended_BTe)
-        out_BTd: torch.Tensor = self.norm(self.residual_scale * x_BTd + o_BTd)
-        return out_BTd
+        u_BTe, v_BT1e, qk_BT2s = self._projected(x_BTd)
+        attended_BTe = self.inner.forward(qk_BT2s, v_BT1e, inputs)[:, 0]
+        return self._joined(x_BTd, u_BTe, attended_BTe)
 
-    def _attend(
-        self, qk_BT2s: torch.Tensor, v_BT1e: torch.Tensor, inputs: AttentionInputs
+    def cached(
+        self,
+        x_Nd: torch.Tensor,
+        rotary: RotaryTables,
+        groups: Sequence[Group],
+        cache: LayerCache,
+        scheme: StepScheme | None = None,
     ) -> torch.Tensor:
-        if inputs.branches is not None:
-            q_BT1s, k_BT1s = torch.split(qk_BT2s, 1, dim=2)
-            return branch_attention(q_BT1s, k_BT1s, v_BT1e, inputs.branches)[:, 0]
-        q_BT1s, k_BT1s = torch.split(rotate(qk_BT2s, inputs.rotary), 1, dim=2)
-        if inputs.query_factor is not None:
-            q_BT1s = q_BT1s * inputs.query_factor
-        out_B1Te = F.scaled_dot_product_attention(
-            q_BT1s.transpose(1, 2),
-            k_BT1s.transpose(1, 2),
-            v_BT1e.transpose(1, 2),
-            attn_mask=inputs.mask,
-            is_causal=inputs.mask is None,
-        )
-        return out_B1Te[:, 0]
+        """The same for the new tokens of a step of generation, which are kept."""
+        u_Ne, v_N1e, qk_N2s = self._projected(x_Nd)
+        attended_N1e = self.inner.cached(qk_N2s, v_N1e, rotary, groups, cache, scheme)
+        return self._joined(x_Nd, u_Ne, attended_N1e[:, 0])
+
+    def _projected(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """u [..., e], v [..., 1, e], and q and k as two heads [..., 2, s]."""
+        u, v, z = torch.split(F.silu(self.gate_value_base(x)), self.sizes, dim=-1)
+        scale_2s, offset_2s = (both.view(2, -1) for both in (self.scale, self.offset))
+        return u, v.unsqueeze(-2), z.unsqueeze(-2) * scale_2s + offset_2s
+
+    def _joined(self, x: torch.Tensor, u: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.norm(self.residual_scale * x + self.output(u * attended))
+        return out
 
 
 class GauDecoder(nn.Module):
@@ -120,6 +128,32 @@ class GauDecoder(nn.Module):
         for unit in self.units:
             x_BTd = unit(x_BTd, inputs)
         return x_BTd
+
+    def cached(
+        self,
+        input_ids_N: torch.Tensor,
+        step: CacheStep,
+        position_plan: PositionPlan | None = None,
+    ) -> torch.Tensor:
+        """Hidden states [N, d] of the new tokens of a step; see `Decoder.cached`."""
+        x_Nd: torch.Tensor = self.embedding(input_ids_N)
+        step.claim(position_plan)
+        scheme = None
+        if position_plan is None:
+            rotary = rotary_tables(
+                step.positions_N,
+                rotary_width=self.config.rotary_width,
+                base=self.config.rotary_base,
+                dtype=x_Nd.dtype,
+            )
+        else:
+            require_plan_fits(self.config, position_plan)
+            scheme = step_scheme(position_plan, step, x_Nd.dtype)
+            rotary = scheme.branches[0].query
+        for index, unit in enumerate(self.units):
+            assert isinstance(unit, GatedAttentionUnit)
+            x_Nd = unit.cached(x_Nd, rotary, step.groups, step.layer(index), scheme)
+        return x_Nd
 
     def _plain_plan(self, length: int) -> PositionPlan:
         return plan(
@@ -170,3 +204,20 @@ class GauLM(nn.Module):
     def output_weight(self) -> torch.Tensor:
         """The output embedding, [V, d]."""
         return self.output_embedding.weight
+
+    def cache_layouts(self, position_plan: PositionPlan | None = None) -> list[LayerLayout]:
+        """What each unit keeps, see `models.cache`."""
+        units = [unit for unit in self.decoder.units if isinstance(unit, GatedAttentionUnit)]
+        return [unit.inner.cache_layout(position_plan) for unit in units]
+
+    def cached(
+        self,
+        input_ids_N: torch.Tensor,
+        step: CacheStep,
+        rows_R: Sequence[int] | None = None,
+        position_plan: PositionPlan | None = None,
+    ) -> torch.Tensor:
+        """Logits [R, V] of rows of a step of generation, of all its N rows when None."""
+        hidden_Nd = self.decoder.cached(input_ids_N, step, position_plan)
+        wanted_Rd = hidden_Nd if rows_R is None else hidden_Nd[list(rows_R)]
+        return F.linear(wanted_Rd, self.output_weight)

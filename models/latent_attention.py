@@ -28,12 +28,12 @@ import torch
 from torch import nn
 
 from models import latent_paths
-from models.attention import AttentionInputs
 from models.branch_attention import BranchInputs, branch_attention
 from models.branch_cache import StepScheme, branch_layout, cached_branch_attention
 from models.cache import Kept, LayerCache, LayerLayout
 from models.decoder_config import DecoderConfig
 from models.initialise import linear
+from models.key_value_attention import AttentionInputs
 from models.latent_config import NORM_EPSILON
 from models.latent_paths import LatentWidths, is_absorbed_cheaper
 from models.partial_attention import pad_to_width
@@ -160,7 +160,7 @@ class LatentAttention(nn.Module):
         """[c; k^R] of every token; or what a scheme of several branches keeps."""
         width = self.widths.latent + self.widths.rotary
         if position_plan is not None and has_branches(position_plan):
-            return branch_layout(position_plan, width, self.widths.latent)
+            return branch_layout(position_plan, width, 0, self.widths.latent)
         return LayerLayout((Kept(LATENT_KEY, width),))
 
     def cached(

@@ -12,10 +12,10 @@ from typing import Protocol
 
 import torch
 
-from models.attention import AttentionInputs
 from models.attention_mask import additive_mask, derived_positions, row_segments
 from models.branch_attention import AttentionBackend, branch_inputs
 from models.decoder_config import DecoderConfig
+from models.key_value_attention import AttentionInputs
 from models.position_checks import require_consecutive
 from models.positions import PositionPlan, has_branches
 

@@ -1,7 +1,7 @@
 """A language model together with a position plan: what generates and scores under a scheme.
 
-The weights are those of the `DecoderLM`; the plan is fixed, because cached keys stand where it put
-them. It is a `CachedLM` like any other.
+The weights are those of the `DecoderLM` or `GauLM`; the plan is fixed, because cached keys stand
+where it put them. It is a `CachedLM` like any other.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from models import positions
 from models.cache import CacheStep, LayerLayout
 from models.decoder import DecoderLM
 from models.decoder_config import DecoderConfig
+from models.gau import GauLM
 from models.planned_inputs import RotaryShape
 from models.position_checks import require_fixed_interval, require_inference
 from models.positions import PositionPlan, PositionScheme
@@ -24,7 +25,7 @@ from models.positions import PositionPlan, PositionScheme
 class PlannedLM:
     """`model` read under `plan`."""
 
-    model: DecoderLM
+    model: DecoderLM | GauLM
     plan: PositionPlan
 
     def cache_layouts(self) -> Sequence[LayerLayout]:
@@ -61,7 +62,7 @@ def plan_for(
 
 
 def generating(
-    model: DecoderLM, scheme: PositionScheme, *, train_length: int, longest: int
+    model: DecoderLM | GauLM, scheme: PositionScheme, *, train_length: int, longest: int
 ) -> PlannedLM:
     """A model to generate with, up to `longest` tokens.
 

@@ -154,8 +154,8 @@ def _card(
     if isinstance(shape, DecoderConfig) and shape.hybrid is not None:
         full = ", ".join(str(layer) for layer in shape.hybrid.full_layers(shape.layers))
         attention = (
-            f" Layers see the last {shape.hybrid.sliding_window} bytes only, but for {full} of "
-            f"0 to {shape.layers - 1}, to which schemes apply."
+            f" Layers see the last {shape.hybrid.sliding_window} bytes only; except, counted from "
+            f"0, {full}, to which schemes apply."
         )
     return Card(
         title=f"Byte-level language model of Python source, trained at {train_length} tokens",

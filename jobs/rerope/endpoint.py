@@ -22,7 +22,6 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from heliostat.errors import BundleError
 from heliostat.runs.bundle import Bundle
 from heliostat.serve.contract import Example, Page
 from heliostat.serve.errors import ApiError
@@ -53,6 +52,7 @@ from jobs.rerope.endpoint_types import (
 )
 from jobs.rerope.reading import Reading, Scored, TokenScores, decide, scheme_score, score
 from models.decoder import DecoderLM
+from models.gau import GauLM
 from models.paged_lm import PagedLM
 from models.planned_lm import generating
 from models.positions import PositionScheme
@@ -111,8 +111,6 @@ class RotaryEndpoint:
         else:
             opened = open_model(bundle)
         model = opened.model
-        if not isinstance(model, DecoderLM):
-            raise BundleError(f"{bundle.source} holds gated attention units, which are not served")
         model.to(self._device)
         dtype = DTYPES[self._generation.precision]
         cast_weights(model, dtype)
@@ -134,6 +132,7 @@ class RotaryEndpoint:
                 device=self._device,
             )
 
+        hybrid = model.config.hybrid if isinstance(model, DecoderLM) else None
         about = {
             "train_length": opened.train_length,
             "training_scheme": opened.training_scheme,
@@ -141,7 +140,8 @@ class RotaryEndpoint:
             "rotary_base": opened.shape.rotary_base,
             "context": context,
             "precision": self._generation.precision,
-            "hybrid": None if model.config.hybrid is None else asdict(model.config.hybrid),
+            "backbone": "gau" if isinstance(model, GauLM) else "transformer",
+            "hybrid": asdict(hybrid) if hybrid is not None else None,
         }
         return ServedRotaryModel(
             NamedModel(opened.name, codec, build, about, extra=opened), self._generation

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from heliostat.train.engine import decay_groups
+from models.contiguous_cache import ContiguousCache
 from models.gau import GauLM
 from models.gau_config import GauConfig, gau_parameter_count, gau_training_flops
 from models.planned_lm import plan_for
@@ -94,6 +95,33 @@ def test_every_scheme_reads_beyond_the_training_length(log_n: str) -> None:
             assert not torch.allclose(found, plain)
     wide = plan_for(CONFIG, PositionScheme("rerope", window=40), train_length=16, length=40)
     torch.testing.assert_close(model(draw(), position_plan=wide), plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 40])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        None,
+        PositionScheme("rope", log_n="post"),
+        PositionScheme("rerope", window=6, log_n="post"),
+        PositionScheme("self_extend", window=6, group=4),
+        PositionScheme("dca"),
+    ],
+    ids=lambda scheme: "plain" if scheme is None else scheme.name,
+)
+def test_generation_over_a_cache_is_one_forward(scheme: PositionScheme | None, chunk: int) -> None:
+    model, ids = make_model().eval(), draw()
+    plan = None if scheme is None else plan_for(CONFIG, scheme, train_length=16, length=40)
+    cache = ContiguousCache(model.cache_layouts(plan), sequences=2, capacity=40)
+    with torch.inference_mode():
+        expected = model(ids, position_plan=plan)
+        found = []
+        for start in range(0, 40, chunk):
+            part = ids[:, start : start + chunk]
+            step = cache.step([part.shape[1]] * 2)
+            logits = model.cached(part.flatten(), step, position_plan=plan)
+            found.append(torch.unflatten(logits, 0, part.shape))
+    torch.testing.assert_close(torch.cat(found, dim=1), expected, rtol=0, atol=2e-5)
 
 
 def test_the_loss_is_that_of_the_logits() -> None:

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from models import latent_paths
-from models.attention import AttentionInputs
 from models.contiguous_cache import ContiguousCache
 from models.counting import DEEPSEEK, cached_numbers
 from models.decoder import DecoderLM
 from models.decoder_config import deepseek_config
 from models.expert_config import ExpertsConfig
 from models.initialise import initialise
+from models.key_value_attention import AttentionInputs
 from models.latent_attention import LatentAttention
 from models.latent_config import LatentConfig
 from models.latent_paths import (

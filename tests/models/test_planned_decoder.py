@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models import attention, branch_cache, positions
+from models import branch_cache, key_value_attention, positions
+from models.attention import CausalSelfAttention
 from models.contiguous_cache import ContiguousCache
 from models.decoder import DecoderLM
 from models.decoder_config import deepseek_config, llama_config
@@ -87,7 +88,7 @@ def test_stepwise_and_chunked_equal_one_forward(scheme: PositionScheme) -> None:
 def test_attention_agrees_in_all_forms_for_every_window_and_group(window: int, shared: int) -> None:
     model = make_model(shared)
     layer = model.decoder.blocks[0].attention
-    assert isinstance(layer, attention.CausalSelfAttention)
+    assert isinstance(layer, CausalSelfAttention)
     x_Td = torch.randn(N, 32, generator=torch.Generator().manual_seed(1))
     for scheme in (
         PositionScheme("rerope", window=window, log_n="post"),
@@ -123,7 +124,7 @@ def test_attention_agrees_in_all_forms_for_every_window_and_group(window: int, s
 
 def attention_inputs(
     plan: positions.PositionPlan, backend: str, dtype: torch.dtype = torch.float32
-) -> attention.AttentionInputs:
+) -> key_value_attention.AttentionInputs:
     from models.planned_inputs import planned_inputs
 
     return planned_inputs(
@@ -225,7 +226,7 @@ def test_a_step_rotates_as_much_whatever_the_length(monkeypatch: pytest.MonkeyPa
         return plain(x, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(branch_cache, "rotate", counting)
-    monkeypatch.setattr(attention, "rotate", counting)
+    monkeypatch.setattr(key_value_attention, "rotate", counting)
     cache = ContiguousCache(lm.cache_layouts(), capacity=96)
     ids = draw()[0]
     totals = []

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from models.attention import AttentionInputs, CausalSelfAttention
+from models.attention import CausalSelfAttention
 from models.cache import LayerCache
 from models.contiguous_cache import ContiguousCache
 from models.counting import lm_training_flops
@@ -16,6 +16,7 @@ from models.decoder import DecoderLM
 from models.decoder_config import DecoderConfig, decoder_config_from, deepseek_config, llama_config
 from models.hf_config import to_hf_config
 from models.hybrid_config import HybridConfig
+from models.key_value_attention import AttentionInputs
 from models.latent_config import LatentConfig
 from models.paged_cache import PAGE_TOKENS, PagedCache, PagedSequence
 from models.planned_lm import PlannedLM, generating, plan_for
@@ -73,7 +74,7 @@ def dense(
     layer: CausalSelfAttention, x_BTd: torch.Tensor, window: int, segments_BT: torch.Tensor
 ) -> torch.Tensor:
     """Pair by pair: rotations as complex numbers, a full matrix of scores, and a mask."""
-    heads, shared, width = layer.heads, layer.key_value_heads, layer.head_width
+    heads, shared, width = layer.inner.heads, layer.inner.shared, layer.inner.key_width
     fused = layer.query_key_value(x_BTd).unflatten(-1, (-1, width))
     q, k, v = fused.split([heads, shared, shared], dim=2)
     at = torch.arange(x_BTd.shape[1])
@@ -107,10 +108,10 @@ def make_layer(config: DecoderConfig, window: int) -> CausalSelfAttention:
 def windowed(
     layer: CausalSelfAttention, x_BTd: torch.Tensor, segments_BT: torch.Tensor | None
 ) -> torch.Tensor:
-    assert layer.window is not None
+    assert layer.inner.window is not None
     at = torch.arange(x_BTd.shape[1])[None]
-    rotary = rotary_tables(at, rotary_width=layer.head_width, base=1e4, dtype=x_BTd.dtype)
-    tiles = window_tiles(layer.window, x_BTd.shape[1], segments_BT, x_BTd)
+    rotary = rotary_tables(at, rotary_width=layer.inner.key_width, base=1e4, dtype=x_BTd.dtype)
+    tiles = window_tiles(layer.inner.window, x_BTd.shape[1], segments_BT, x_BTd)
     out: torch.Tensor = layer(x_BTd, AttentionInputs(rotary, None, tiles=tiles))
     return out
 

@@ -27,9 +27,10 @@ from jobs.rerope.bundle import KIND, RotaryModel, open_model
 from jobs.rerope.config import Config
 from jobs.rerope.endpoint import RotaryEndpoint, ServedRotaryModel, endpoint
 from jobs.rerope.reading import Scored, score
-from jobs.rerope.shapes import shape_to_json
-from models.decoder import Decoder, DecoderLM
+from jobs.rerope.shapes import Shape, build, shape_to_json
+from models.decoder import Decoder
 from models.decoder_config import llama_config
+from models.gau_config import GauConfig
 from models.planned_lm import plan_for
 from models.positions import SCHEME_NAMES, PositionScheme
 
@@ -38,17 +39,22 @@ TEXT = "def f(x):\n    return f(x - 1) + f(x - 2)\n" * 3
 REROPE = {"name": "rerope", "window": 6, "log_n": "post"}
 
 
-def write_bundle(folder: Path, *, name: str = "tiny", log_n: str = "none") -> Path:
-    shape = llama_config(
-        vocab_size=256,
-        width=32,
-        layers=2,
-        heads=4,
-        key_value_heads=2,
-        feed_forward_width=48,
-        max_positions=L,
-    )
-    model = DecoderLM(shape, torch.Generator().manual_seed(0))
+LLAMA = llama_config(
+    vocab_size=256,
+    width=32,
+    layers=2,
+    heads=4,
+    key_value_heads=2,
+    feed_forward_width=48,
+    max_positions=L,
+)
+GAU = GauConfig(vocab_size=256, width=24, layers=2, head_width=16)
+
+
+def write_bundle(
+    folder: Path, *, name: str = "tiny", log_n: str = "none", shape: Shape = LLAMA
+) -> Path:
+    model = build(shape, torch.Generator().manual_seed(0))
     for parameter in model.parameters():
         if parameter.dim() == 2:
             parameter.data.mul_(4.0)
@@ -388,3 +394,33 @@ def test_a_model_trained_with_log_n_reads_with_it(tmp_path: Path) -> None:
         models = requests.get(f"{serving.url}/rerope/v1/models", timeout=60).json()["models"]
         assert models[0]["train_length"] == L
         assert models[0]["log_n"] == "train"
+
+
+def test_gated_attention_units_are_served_under_every_kind_of_scheme(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "gau", shape=GAU)
+    opened = open_model(load_bundle(bundle))
+    generation = GenerationConfig(context=512, cache_tokens=2048, prefill_chunk=24)
+    schemes = (
+        PositionScheme("rope"),
+        PositionScheme("rerope", window=6, log_n="post"),
+        PositionScheme("dca"),
+    )
+    with serving_lm([(bundle, 100.0)], endpoint=RotaryEndpoint(generation)) as serving:
+        models = requests.get(f"{serving.url}/rerope/v1/models", timeout=60).json()["models"]
+        assert models[0]["backbone"] == "gau"
+        for scheme in schemes:
+            asked = {"name": scheme.name, "window": scheme.window, "log_n": scheme.log_n}
+            body = {"text": TEXT, "scheme": asked}
+            status, answer = ask(serving, "score", body)
+            assert status == 200, answer
+            expected = logprobs(opened, scheme, list(TEXT.encode()))
+            assert answer["token_logprobs"] == pytest.approx(expected, abs=1e-4)
+            body |= {"max_new_tokens": 6, "temperature": 0}  # type: ignore[dict-item]
+            written = list(TEXT.encode())
+            plan = plan_for(opened.shape, scheme, train_length=L, length=512)
+            for token in ask(serving, "generate", body)[1]["tokens"]:
+                with torch.inference_mode():
+                    logits = opened.model(torch.tensor([written]), position_plan=plan)
+                assert isinstance(logits, torch.Tensor)
+                assert logits[0, -1].argmax() == token
+                written.append(token)

@@ -180,8 +180,8 @@ def test_the_evaluation_reads_under_every_scheme_what_the_model_says(opened: Rot
 
 @pytest.fixture(scope="module")
 def served(bundle: Path) -> Iterator[Serving]:
-    generation = GenerationConfig(cache_tokens=2048, prefill_chunk=24)
-    with serving_lm([(bundle, 100.0)], endpoint=RotaryEndpoint(512, generation)) as serving:
+    generation = GenerationConfig(context=512, cache_tokens=2048, prefill_chunk=24)
+    with serving_lm([(bundle, 100.0)], endpoint=RotaryEndpoint(generation)) as serving:
         yield serving
 
 
