@@ -6,16 +6,13 @@ a rstd of r = 1 / sqrt(mean(x^2) + eps) that kernel returns, for the gradient a 
 
     r (a - mean(a) - x r mean(a x r)),
 
-which is RMSNorm's but for the term of the mean, and that is added back. Where no gradient is asked
-for, as in generation, the root is one hypotenuse, hypot(|x| / sqrt(d), sqrt(eps)): of a single row
-each operation takes longer than its arithmetic, so fewer are faster.
+which is RMSNorm's but for the term of the mean, and that is added back.
 
 Shapes: N rows, d width.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -29,20 +26,14 @@ class RMSNorm(nn.RMSNorm):
     def __init__(self, width: int, eps: float) -> None:
         """Make it with gains of 1."""
         super().__init__(width, eps=eps)
-        # Of no dimension, so that it takes the type and the device of what it meets.
-        self._root_eps = torch.tensor(math.sqrt(eps), dtype=torch.float64, device="cpu")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension."""
         is_ours = x.device.type == "cpu" and x.dtype == self.weight.dtype in _TYPES
-        if not is_ours:
-            return super().forward(x)
-        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+        if is_ours and torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
             out: torch.Tensor = _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
             return out
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        root = torch.hypot(length.mul_(x.shape[-1] ** -0.5), self._root_eps)
-        return torch.div(x, root).mul_(self.weight)
+        return super().forward(x)
 
 
 _TYPES = (torch.float32, torch.float64)
