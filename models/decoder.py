@@ -204,14 +204,17 @@ class Decoder(nn.Module):
     ) -> tuple[torch.Tensor, list[AttentionInputs]]:
         """The embedded tokens, and for each block what its attention shares with its like."""
         x_BTd: torch.Tensor = self.embedding(input_ids_BT)
-        if position_ids is None:
-            stands_BT = derived_positions(input_ids_BT, attention_mask, document_ids)
-        else:
-            stands_BT = position_ids
-        rotary = self._rotary(stands_BT, x_BTd.dtype)
+        plain = None
+        if position_plan is None or self.config.hybrid is not None:
+            if position_ids is None:
+                stands_BT = derived_positions(input_ids_BT, attention_mask, document_ids)
+            else:
+                stands_BT = position_ids
+            plain = AttentionInputs(self._rotary(stands_BT, x_BTd.dtype), mask=None)
         if position_plan is None:
+            assert plain is not None
             mask = additive_mask(attention_mask, document_ids, x_BTd.dtype)
-            full = AttentionInputs(rotary, mask)
+            full = plain._replace(mask=mask)
         else:
             require_plan_fits(self.config, position_plan)
             full = planned_inputs(
@@ -224,13 +227,14 @@ class Decoder(nn.Module):
             )
         if self.config.hybrid is None:
             return x_BTd, [full] * self.config.layers
+        assert plain is not None
         tiles = window_tiles(
             self.config.hybrid.sliding_window,
             input_ids_BT.shape[1],
             row_segments(input_ids_BT, attention_mask, document_ids),
             x_BTd,
         )
-        return x_BTd, self._by_layer(full, AttentionInputs(rotary, mask=None, tiles=tiles))
+        return x_BTd, self._by_layer(full, plain._replace(tiles=tiles))
 
     def _begin_step(
         self, step: CacheStep, dtype: torch.dtype, position_plan: PositionPlan | None

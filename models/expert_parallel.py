@@ -152,6 +152,8 @@ def _named(what: str, group: ExpertGroup) -> Iterator[None]:
     began = time.monotonic()
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise  # Nobody was waited for.
     except RuntimeError as error:
         raise ExchangeError(
             f"layer of experts {group.layer}, exchange of {what}: rank {dist.get_rank()} waited "

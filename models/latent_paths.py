@@ -17,7 +17,8 @@ precision. With m new tokens at context n the two cost, in FLOPs of a head,
 
 and `is_absorbed_cheaper` compares these (DeepSeek-V2: about 171 new tokens at a long context). What
 either holds at a time is bounded by a workspace: the context is walked in blocks, whose softmaxes
-are merged (`models.partial_attention`).
+are merged (`models.partial_attention`). One new token needs no blocks on CPU, where the kernel for
+it holds no scores.
 
 Layout: a query is [q^R; q^C], the rotated part first, as in every attention of this package; an
 entry of the cache is [c; k^R]. The new tokens are the last of the context.
@@ -189,7 +190,9 @@ def absorbed(
 ) -> torch.Tensor:
     """Attention to the latents themselves: [B, T, H, V]; arguments as of `expanded`."""
     batch, tokens, heads, width = q_BTHD.shape
-    if tokens == 1:
+    if tokens == 1 and (
+        q_BTHD.device.type == "cpu" or batch * heads * entries_BSe.shape[1] <= workspace
+    ):
         return _absorbed_token(q_BTHD[:, 0], entries_BSe, up_HPc, nope, scale, mask)[:, None]
     latent, context = up_HPc.shape[-1], entries_BSe.shape[1]
     rotary_BHTR, nope_BHTN = torch.split(q_BTHD.transpose(1, 2), [width - nope, nope], dim=-1)

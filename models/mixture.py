@@ -97,7 +97,8 @@ class MixtureOfExperts(nn.Module):
     def _combine(
         self, x_Xd: torch.Tensor, routing: Routing, is_kept_XK: torch.Tensor | None
     ) -> torch.Tensor:
-        if len(x_Xd) == 1 and self.group is None and not torch.is_grad_enabled():
+        is_alone = len(x_Xd) == 1 and is_kept_XK is None and not x_Xd.is_meta
+        if is_alone and self.group is None and not torch.is_grad_enabled():
             out_Xd: torch.Tensor = self.experts.of_row(x_Xd, routing.gates, routing.experts)
         elif self.group is None:
             plan = dispatch(routing.experts, self.config.routed, is_kept_XK)

@@ -223,7 +223,7 @@ def measure_here(
         run: that it belongs to.
         model: is moved to the GPU where there is one.
         scoring: the trials.
-        weights: stands for what the model's weights are.
+        weights: stands for what the model's weights are, such as the version of its bundle.
         stream: the windows.
         batch: windows at a time.
     """

@@ -46,15 +46,17 @@ def prepare(config: Config, run: Run) -> Shared:
 
 def read(config: Config, trial: Trial) -> Mapping[str, float]:
     """Losses of a bundle of rerope under the scheme, at L and at 8 L."""
-    bundle = open_model(load_bundle(trial.bundle, KIND))
+    opened = load_bundle(trial.bundle, KIND)
+    bundle = open_model(opened)
     length = bundle.train_length
     scheme = scheme_of(config.scheme, length, REACH, bundle.log_n)
     stream = _choice(config, Location.of(str(trial.shared["test"])), length)
     rope = PositionScheme("rope", log_n=bundle.log_n)
     near, far = TextTrial(scheme, length), TextTrial(scheme, REACH * length)
     plain, again = TextTrial(rope, length), TextTrial(scheme, REACH * length, "repeated")
+    trials = (near, far, plain, again)
     scores = _scores(
-        trial, bundle.model, length, (near, far, plain, again), stream, config.evaluation.batch
+        trial, opened.version, bundle.model, length, trials, stream, config.evaluation.batch
     )
     return {
         NEAR: _mean(scores.losses[:, 0]),
@@ -121,7 +123,7 @@ def read_long_text(config: Config, trial: Trial) -> Mapping[str, float]:
     )
     near, far = TextTrial(scheme, length), TextTrial(scheme, asked.expansion * length)
     again = replace(far, text="repeated")
-    scores = _scores(trial, found.model, length, (near, far, again), stream, 1)
+    scores = _scores(trial, bundle.version, found.model, length, (near, far, again), stream, 1)
     losses = scores.losses[:, 1]
     # One window has no spread.
     error = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
@@ -190,6 +192,7 @@ def _choice(config: Config, test: Location, length: int) -> FixedWindowStream:
 
 def _scores(
     trial: Trial,
+    version: str,
     model: LanguageModel,
     length: int,
     trials: tuple[TextTrial, ...],
@@ -203,7 +206,7 @@ def _scores(
         except ValueError as error:
             raise ConfigError(f"scheme: {error}") from error
     scoring = Scoring(model.config, length, trials)
-    return measure_here("windows", trial.run, model, scoring, trial.bundle.uri, stream, batch=batch)
+    return measure_here("windows", trial.run, model, scoring, version, stream, batch=batch)
 
 
 def _mean(values: Losses) -> float:

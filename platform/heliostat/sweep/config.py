@@ -53,23 +53,30 @@ class RangeConfig:
             )
         values = getattr(self, given[0])
         if given[0] in LISTED:
-            if not values:
-                raise ConfigError(f"{given[0]} is empty; expected at least one value")
-            if len({(type(value), value) for value in values}) < len(values):
-                raise ConfigError(f"{given[0]} is {values}; expected each value once")
-        listed = self.listed
+            self._check_list(given[0], values)
+        elif len(values) != 2 or not all(map(math.isfinite, values)) or values[0] >= values[1]:
+            raise ConfigError(f"{given[0]} is {values}; expected [lowest, highest]")
+        elif given[0] == "log_uniform" and values[0] <= 0:
+            raise ConfigError(f"log_uniform is {values}; expected numbers above 0")
+        listed = (self.listed or []) if self.along else []
         for key, others in self.along.items():
-            if listed is None or len(others) != len(listed):
+            if len(others) != len(listed):
                 raise ConfigError(
                     f"along.{key} has {len(others)} values; expected one for each of the listed "
-                    f"values of this key, which are {'none' if listed is None else len(listed)}"
+                    f"values of this key, which are {len(listed) or 'none'}"
                 )
-        if given[0] in LISTED:
-            return
-        if len(values) != 2 or not all(map(math.isfinite, values)) or values[0] >= values[1]:
-            raise ConfigError(f"{given[0]} is {values}; expected [lowest, highest]")
-        if given[0] == "log_uniform" and values[0] <= 0:
-            raise ConfigError(f"log_uniform is {values}; expected numbers above 0")
+
+    def _check_list(self, name: str, values: list[Value]) -> None:
+        if not values:
+            raise ConfigError(f"{name} is empty; expected at least one value")
+        if len({(type(value), value) for value in values}) < len(values):
+            raise ConfigError(f"{name} is {values}; expected each value once")
+
+    def place(self, value: Value) -> int:
+        """Where a value stands among those listed; true is not 1."""
+        listed = self.listed or []
+        same = [(isinstance(one, bool), one) for one in listed]
+        return same.index((isinstance(value, bool), value))
 
     @property
     def listed(self) -> list[Value] | None:

@@ -34,7 +34,7 @@ class Space:
         for key, value in values.items():
             found[key] = value
             for other, others in self.ranges[key].along.items():
-                found[other] = others[(self.ranges[key].listed or []).index(value)]
+                found[other] = others[self.ranges[key].place(value)]
         return found
 
     def size(self) -> int:
@@ -109,7 +109,7 @@ def _neighbour(values: RangeConfig, value: Value, generator: random.Random, fact
         return _rounded(min(max(moved, low), high))
     listed = values.listed
     assert listed is not None
-    place = listed.index(value) + (1 if is_up else -1)
+    place = values.place(value) + (1 if is_up else -1)
     return listed[min(max(place, 0), len(listed) - 1)]
 
 

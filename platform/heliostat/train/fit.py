@@ -144,17 +144,20 @@ def fit(
     )
 
 
+LATER = ("batch_ramp=None, ", ", hybrid=None")
+"""What tasks and configs say of themselves since after trainings had been begun."""
+
+
 def training_digest(task: Task, config: FitConfig, start_from: Location | None, run: Run) -> str:
     """Short hash of everything that decides the result, resources left out.
 
     Places in the run's folder and in the cache count by their names there: a run goes on where it
     was moved to, and for another user.
     """
-    described = repr(config)
-    if config.batch_ramp is None:
-        # A training without a ramp is what it was before there were ramps, and goes on.
-        described = described.replace("batch_ramp=None, ", "")
-    text = f"{task!r}|{described}|{start_from.uri if start_from is not None else None}"
+    text = f"{task!r}|{config!r}|{start_from.uri if start_from is not None else None}"
+    for later in LATER:
+        # A training without it is what it was before there was such a thing, and goes on.
+        text = text.replace(later, "")
     return sha256(_placeless(text, run).encode()).hexdigest()[:12]
 
 

@@ -33,7 +33,7 @@ from heliostat.train.spec import FitSpec
 from heliostat.train.task import Batch, LossTerm, Observed, Steered
 from heliostat.train.telemetry import Telemetry
 
-SHOWN_SAMPLES = 8
+SHOWN = 8
 
 _Found = Mapping[str, LossTerm | Observed]
 """Loss terms and observations of a micro batch."""
@@ -311,7 +311,7 @@ class Stepper:
         last = done.position + done.plan.global_batch - 1
         return (
             f"batch is at positions {done.position} to {last} of the "
-            f"training stream (hash by worker: {', '.join(hashes)}){self._name_faults(done)}"
+            f"training stream (hash by worker: {_some(hashes)}){self._name_faults(done)}"
         )
 
     def _name_bad_samples(self, done: _Done) -> str:
@@ -333,10 +333,8 @@ class Stepper:
 
     def _describe(self, samples: Sequence[Sample]) -> str:
         """The ids of the samples, and the hash of what they are."""
-        ids = ", ".join(str(sample["id"]) for sample in samples[:SHOWN_SAMPLES])
-        more = len(samples) - SHOWN_SAMPLES
-        rest = f" and {more} more" if more > 0 else ""
-        return f"samples {ids}{rest} (batch hash {self._batch_hash(samples)})"
+        ids = _some([str(sample["id"]) for sample in samples])
+        return f"samples {ids} (batch hash {self._batch_hash(samples)})"
 
     def _batch_hash(self, samples: Sequence[Sample]) -> str:
         """Says later whether a batch is the same, whatever has become of the table."""
@@ -366,5 +364,11 @@ def batch_hash(batch: Batch) -> str:
     total = sha256()
     for name, values in sorted(batch.items()):
         total.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
-        total.update(values.flatten().view(torch.uint8).numpy().tobytes())
+        total.update(values.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()[:12]
+
+
+def _some(words: Sequence[str]) -> str:
+    """As many as a message has room for."""
+    rest = len(words) - SHOWN
+    return ", ".join(words[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -64,6 +64,8 @@ def test_keys_that_go_along_have_the_value_of_their_place() -> None:
         {"count": 2, "width": 6, "tag": None},
     ]
     assert listed.keys == ["count", "width", "tag"]
+    kinds = Space({"a": RangeConfig(choice=[1, True, None], along={"b": ["one", "yes", "none"]})})
+    assert [cell["b"] for cell in kinds.cells()] == ["one", "yes", "none"]
 
 
 def test_what_is_drawn_depends_on_seed_and_number_alone() -> None:
@@ -117,6 +119,7 @@ def test_some_values_are_drawn_anew() -> None:
         ({"choice": [1, 1]}, "each value once"),
         ({"uniform": [2.0, 1.0]}, r"expected \[lowest, highest\]"),
         ({"uniform": [1.0]}, r"expected \[lowest, highest\]"),
+        ({"integer": [3]}, r"expected \[lowest, highest\]"),
         ({"integer": [3, 3]}, r"expected \[lowest, highest\]"),
         ({"log_uniform": [0.0, 1.0]}, "above 0"),
         ({"grid": [1, 2], "along": {"b": [3]}}, r"along\.b has 1 values; .* which are 2"),

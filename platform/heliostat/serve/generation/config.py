@@ -14,7 +14,7 @@ class GenerationConfig:
     """The engine of a language model."""
 
     precision: str = field(default="fp32", metadata={"choices": PRECISIONS})
-    """Number format of weights and cache; logits, and the routers of experts, stay fp32."""
+    """Number format of weights and cache; the routers of experts stay fp32."""
     context: int | None = None
     """Longest sequence, prompt and completion together; null: what the model was made for."""
     cache_tokens: int = 16_384
