@@ -76,18 +76,10 @@ def branch_inputs(
             backend can then compute without masks.
         backend: `dense` or `merge`.
     """
-    tables = []
-    for branch in positions.branches(position_plan):
-        query_at = positions.query_positions(position_plan, branch, positions_BT)
-        key_at = positions.key_positions(position_plan, branch, positions_BT)
-        query = positions.tables(position_plan, query_at, dtype=dtype)
-        key = (
-            query
-            if branch in ("whole", "near", "same_chunk")
-            else positions.tables(position_plan, key_at, dtype=dtype)
-        )
-        is_raw = branch == "far" and positions.leaves_far_keys(position_plan)
-        tables.append(BranchTables(query, None if is_raw else key))
+    tables = [
+        branch_tables(position_plan, branch, positions_BT, dtype)
+        for branch in positions.branches(position_plan)
+    ]
     factor = None
     if position_plan.scheme.log_n != "none":
         counts_BT = positions_BT + 1 if counts_BT is None else counts_BT
@@ -112,6 +104,21 @@ def branch_inputs(
         seen=seen,
         padding=None if segments_BT is None else segments_BT < 0,
     )
+
+
+def branch_tables(
+    position_plan: PositionPlan, branch: Branch, positions_BT: torch.Tensor, dtype: torch.dtype
+) -> BranchTables:
+    """The tables of one branch for tokens at some positions, of any shape."""
+    query_at = positions.query_positions(position_plan, branch, positions_BT)
+    query = positions.tables(position_plan, query_at, dtype=dtype)
+    if branch in ("whole", "near", "same_chunk"):
+        # Queries and keys stand at the same positions.
+        return BranchTables(query, query)
+    if branch == "far" and positions.leaves_far_keys(position_plan):
+        return BranchTables(query, None)
+    key_at = positions.key_positions(position_plan, branch, positions_BT)
+    return BranchTables(query, positions.tables(position_plan, key_at, dtype=dtype))
 
 
 def _pairs(

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import torch
 
 from models import positions
-from models.branch_attention import BranchTables
+from models.branch_attention import BranchTables, branch_tables
 from models.cache import CacheStep, Kept, LayerCache, LayerLayout, Ring
 from models.merge_attention import Tile, later_tiles, merge_tiles, plain_tiles
 from models.partial_attention import pad_to_width
@@ -58,17 +58,10 @@ class StepScheme:
 def step_scheme(position_plan: PositionPlan, step: CacheStep, dtype: torch.dtype) -> StepScheme:
     """The tables for the new tokens of `step`."""
     at_N = step.positions_N
-    tables = []
-    for branch in positions.branches(position_plan):
-        query = positions.query_positions(position_plan, branch, at_N)
-        key = positions.key_positions(position_plan, branch, at_N)
-        is_raw = branch == "far" and positions.leaves_far_keys(position_plan)
-        tables.append(
-            BranchTables(
-                positions.tables(position_plan, query, dtype=dtype),
-                None if is_raw else positions.tables(position_plan, key, dtype=dtype),
-            )
-        )
+    tables = [
+        branch_tables(position_plan, branch, at_N, dtype)
+        for branch in positions.branches(position_plan)
+    ]
     factor = None
     if position_plan.scheme.log_n != "none":
         factor = positions.log_n_factor(position_plan, at_N + 1).to(dtype)[:, None, None]
@@ -177,15 +170,20 @@ def _token(
     rows = slice(0, queries_SKGD[0].shape[2])
     ring = heads.cache.ring(NEAR_KEY, group)
     far_SKLD, v_SKLV = heads.far(group)
-    values_SLKV, at_SW = v_SKLV.transpose(1, 2), ring.positions.clamp(min=0)
-    if group.size == 1:
-        # A copy of rows, which indexing by sequence and position takes three times as long for.
-        near_v_SWKV = values_SLKV[0].index_select(0, at_SW[0])[None]
+    slots = ring.rows.shape[1]
+    is_full = min(group.past) + 1 >= slots
+    values_SLKV = v_SKLV.transpose(1, 2)
+    if group.size == 1 and is_full:
+        # Slots hold positions in two runs, the newest token at the end of the first.
+        end = group.past[0] + 1
+        middle = end - (group.past[0] % slots + 1)
+        near_v_SWKV = torch.cat(
+            (values_SLKV[:, middle:end], values_SLKV[:, end - slots : middle]), dim=1
+        )
     else:
+        at_SW = ring.positions.clamp(min=0)
         near_v_SWKV = values_SLKV[torch.arange(group.size, device=at_SW.device)[:, None], at_SW]
     near_v_SKWV = near_v_SWKV.transpose(1, 2)
-    slots = ring.positions.shape[1]
-    is_full = min(group.past) + 1 >= slots
     near_mask = None if is_full else _closed(ring.positions < 0, rows.stop, v_SKLV)
     tiles = [Tile(0, rows, slice(0, slots), False, near_mask)]
     beyond = max(group.past) - w + 1

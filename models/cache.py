@@ -51,7 +51,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import Protocol
 
 import torch
 
@@ -85,13 +86,23 @@ class LayerLayout:
     rings: tuple[Ring, ...] = ()
 
 
-class RingView(NamedTuple):
+@dataclass(frozen=True)
+class RingView:
     """The slots of a ring for the sequences of a group."""
 
     rows: torch.Tensor
     """[S, W, w]."""
-    positions: torch.Tensor
-    """[S, W]: the position whose vector a slot holds; -1: none."""
+    lengths: tuple[int, ...]
+    """Tokens that each sequence has put in, S of them."""
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """[S, W]: the position whose vector a slot holds; -1: none."""
+        slots, device = self.rows.shape[1], self.rows.device
+        last_S1 = torch.tensor(self.lengths, device=device)[:, None] - 1
+        # The newest position that is congruent to the slot.
+        positions_SW = last_S1 - (last_S1 - torch.arange(slots, device=device)) % slots
+        return positions_SW.clamp_(min=-1)
 
 
 class CachedLM(Protocol):
@@ -242,21 +253,21 @@ class LayerCache:
         A copy where S > 1 and the sequences' places do not follow one another.
         """
         ring = self._rings[name]
-        ends = [p + group.new * (name in self._written) for p in group.past]
-        slots_W = torch.arange(ring.shape[1], device=ring.device)
-        last_S1 = torch.tensor(ends, device=ring.device)[:, None] - 1
-        # The newest position that is congruent to the slot.
-        positions_SW = last_S1 - (last_S1 - slots_W) % ring.shape[1]
+        lengths = tuple(p + group.new * (name in self._written) for p in group.past)
         places = self._places(group)
         follow_on = places == list(range(places[0], places[0] + group.size))
         rows_SWw = ring[places[0] : places[0] + group.size] if follow_on else ring[places]
-        return RingView(rows_SWw, positions_SW.clamp_(min=-1))
+        return RingView(rows_SWw, lengths)
 
     def write_ring(self, name: str, rows_Nw: torch.Tensor) -> None:
         """Put the vectors of the new tokens into a ring; of a long chunk the newest W."""
         ring = self._rings[name]
         length = ring.shape[1]
         for group in self._step.groups:
+            if group.new == group.size == 1:
+                slot = ring[self._places(group)[0], group.past[0] % length]
+                slot.copy_(rows_Nw[group.rows.start])
+                continue
             kept = min(group.new, length)
             rows_SMw = torch.unflatten(rows_Nw[group.rows], 0, (group.size, group.new))[:, -kept:]
             slots_SM = group.query_positions()[:, -kept:] % length

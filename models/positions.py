@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -357,8 +358,11 @@ def max_relative_position(position_plan: PositionPlan, length: int) -> float:
 
 
 def frequencies(position_plan: PositionPlan) -> torch.Tensor:
-    """theta'_m of the plan, float32, or float64 where positions are large: [r], on the CPU."""
-    with torch.device("cpu"):
+    """theta'_m of the plan, float32, or float64 where positions are large: [r], on the CPU.
+
+    Made once for a plan; not to be changed.
+    """
+    with torch.device("cpu"), torch.inference_mode(mode=False):
         return _frequencies(position_plan)
 
 
@@ -413,6 +417,7 @@ def log_n_factor(position_plan: PositionPlan, counts: torch.Tensor) -> torch.Ten
     return factor.float()
 
 
+@lru_cache(maxsize=64)
 def _frequencies(position_plan: PositionPlan) -> torch.Tensor:
     name, k = position_plan.scheme.name, position_plan.interval
     width, base = position_plan.rotary_width, position_plan.rotary_base
