@@ -114,7 +114,7 @@ def train_with_autoep(
 def test_losses_are_those_of_autoep(ray_cluster: None, tmp_path: Path, kind: str) -> None:
     config = decoder_config(dataclasses.replace(MODEL, experts=MIXTURES[kind]))
     task = dataclasses.replace(
-        small_task(Location.of(tmp_path), STEPS), decoder=config, balance=BalanceConfig(gamma=0.0)
+        small_task(Location.of(tmp_path)), decoder=config, balance=BalanceConfig(gamma=0.0)
     )
     model = task.model()
     assert isinstance(model, DecoderLM)
